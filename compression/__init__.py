@@ -1,0 +1,1 @@
+"""The forgepress.compression package."""

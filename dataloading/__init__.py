@@ -1,0 +1,1 @@
+"""The forgepress.dataloading package."""

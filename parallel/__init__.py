@@ -1,0 +1,1 @@
+"""The forgepress.parallel package."""
