@@ -1,0 +1,149 @@
+"""From YAML files and overrides to a `RunConfig`: merge in order, override, resolve ${…}, check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from .config import RunConfig
+from .config_errors import Path, Problem, config_error, problems_of, show
+from .config_overrides import apply_overrides
+from .config_yaml import Document, parse
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where every key was last set: in an override, else in the last file that has it."""
+
+    overrides: dict[Path, str]
+    files: tuple[tuple[str, dict[Path, int]], ...]
+
+    def place(self, path: Path) -> str:
+        """The override's text or file:line of the key or, where it is nowhere, of what is around it."""
+        for length in range(len(path), 0, -1):
+            key = path[:length]
+            if key in self.overrides:
+                return f"override {self.overrides[key]}"
+            for name, lines in reversed(self.files):
+                if key in lines:
+                    return f"{name}:{lines[key]}"
+        return self.files[-1][0] if self.files else ""
+
+
+def load_config(*files: str | FilePath, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run in YAML `files`, merged in order (lists are replaced), then `key.sub=value` overrides.
+
+    A run without a name is called after the last file. raises: ConfigError with every problem that was found.
+    """
+    return load_with_origins(*files, overrides=overrides)[0]
+
+
+def load_with_origins(*files: str | FilePath, overrides: Sequence[str] = ()) -> tuple[RunConfig, Origins]:
+    """`load_config`, with where each key came from, so that later checks can name file and line too."""
+    documents = [(str(file), _read(FilePath(file))) for file in files]
+    origins = Origins({}, tuple((name, document.lines) for name, document in documents))
+    what = " + ".join(name for name, _ in documents) or "the config"
+    problems = [problem for _, document in documents for problem in document.problems]
+    layers = [document.value for _, document in documents]
+    if any(not isinstance(layer, dict) for layer in layers):
+        raise config_error(problems, what)  # what cannot be read cannot be merged: the rest would be guesses
+
+    merged, merge_problems = _merged(layers, origins)
+    problems += merge_problems
+    if not merge_problems:
+        problems += apply_overrides(merged, overrides, origins.overrides)
+        merged, open_values = _resolved(merged, origins)
+        problems += open_values
+    if files:
+        merged.setdefault("name", FilePath(files[-1]).stem)
+    try:
+        config = RunConfig.model_validate(merged)
+    except ValidationError as error:
+        known = {problem.path for problem in problems}
+        found = problems_of(error, RunConfig, origins.place)
+        # A key already known to be wrong has only a stand-in for a value: what pydantic says of it is noise.
+        found = [each for each in found if not any(each.path[: len(path)] == path for path in known if path)]
+        raise config_error([*problems, *found], what) from None
+    if problems:
+        raise config_error(problems, what)
+    return config, origins
+
+
+def _read(file: FilePath) -> Document:
+    """A file as values; {} where it is empty, None with problems where it cannot be read."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(other.name for other in file.parent.glob("*.y*ml")) if file.parent.is_dir() else []
+        hint = f"; in that folder: {', '.join(near[:8])}" if near else ""
+        return Document(problems=[Problem(path=(), place=str(file), message=f"no such file{hint}")])
+    except (OSError, UnicodeDecodeError) as error:
+        return Document(problems=[Problem(path=(), place=str(file), message=f"cannot be read: {error}")])
+    document = parse(text, str(file))
+    if document.value is None and not document.problems:
+        document.value = {}
+    if not document.problems and not isinstance(document.value, dict):
+        message = f"given {show(document.value)}; want a mapping with model, data, phases, …"
+        document.problems.append(Problem(path=(), place=str(file), message=message))
+    return document
+
+
+def _merged(layers: Sequence[dict[str, Any]], origins: Origins) -> tuple[dict[str, Any], list[Problem]]:
+    """The layers on top of each other, ${…} still in place."""
+    try:
+        config = OmegaConf.merge({}, *(OmegaConf.create(layer) for layer in layers))
+        container = OmegaConf.to_container(config, resolve=False)
+    except OmegaConfBaseException as error:
+        path = _path_of(getattr(error, "full_key", None) or "")
+        return {}, [Problem(path=path, place=origins.place(path), message=_first_line(error))]
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}, []
+
+
+def _resolved(merged: dict[str, Any], origins: Origins) -> tuple[dict[str, Any], list[Problem]]:
+    """Every ${…} replaced by its value; each one that has none is a problem and becomes None."""
+    problems: list[Problem] = []
+    try:
+        root = OmegaConf.create(merged)
+    except OmegaConfBaseException as error:
+        path = _path_of(getattr(error, "full_key", None) or "")
+        return merged, [Problem(path=path, place=origins.place(path), message=_first_line(error))]
+
+    def plain(node: Any, path: Path) -> Any:
+        if isinstance(node, DictConfig):
+            return {str(key): value(node, key, (*path, str(key))) for key in node}
+        if isinstance(node, ListConfig):
+            return [value(node, index, (*path, index)) for index in range(len(node))]
+        return node
+
+    def value(parent: DictConfig | ListConfig, key: Any, path: Path) -> Any:
+        try:
+            if OmegaConf.is_missing(parent, key):
+                problems.append(
+                    Problem(path=path, place=origins.place(path), message="left open (???); want a value")
+                )
+                return None
+            return plain(parent[key], path)
+        except OmegaConfBaseException as error:
+            problems.append(Problem(path=path, place=origins.place(path), message=_first_line(error)))
+        except RecursionError:
+            problems.append(Problem(path=path, place=origins.place(path), message="refers to itself"))
+        return None
+
+    return plain(root, ()), problems
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _path_of(full_key: str) -> Path:
+    """OmegaConf writes phases[0].steps."""
+    keys = full_key.replace("[", ".").replace("]", "").split(".")
+    return tuple(int(key) if key.isdigit() else key for key in keys if key)

@@ -1,0 +1,87 @@
+"""The two places of a config that are a name or a mapping: `model` and `data.source`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .config_errors import nearest, refuse, show
+
+MODEL_KINDS: dict[str, tuple[str, ...] | None] = {
+    "name": None,
+    "transformers": None,
+    "timm": None,
+    "factory": ("args",),
+}
+"""Key that says which kind of model → other keys it may have; None: the model's own, checked by it."""
+
+SOURCE_KEYS: dict[str, tuple[str, ...] | None] = {
+    "name": None,
+    "idx": (),
+    "text": ("length", "tokens"),
+    "parquet": (),
+    "json": (),
+    "csv": (),
+    "arrow": (),
+}
+"""Key that says which kind of data → the other keys it may have; None: the source's own settings."""
+
+
+def check_model(value: Any) -> Any:
+    """`value` itself, if it is a model's name or a mapping of one kind; the model checks its own settings."""
+    _one_kind(value, MODEL_KINDS, "lenet_300_100")
+    factory = value.get("factory") if isinstance(value, dict) else None
+    if factory is not None and not re.fullmatch(r"[\w.]+:\w+", str(factory)):
+        refuse((("factory",), f'given {show(factory)}; want "package.module:function"'))
+    return value
+
+
+def check_source(value: Any) -> Any:
+    """`value` itself, if it is a built-in source's name or a mapping of one known kind with known keys."""
+    _one_kind(value, SOURCE_KEYS, "digits")
+    return value
+
+
+def _one_kind(value: Any, kinds: dict[str, tuple[str, ...] | None], example: str) -> None:
+    if isinstance(value, str) and value:
+        return
+    names = ", ".join(kinds)
+    if not isinstance(value, dict):
+        refuse(((), f"given {show(value)}; want a name such as {example}, or a mapping with one of {names}"))
+    given = [kind for kind in kinds if kind in value]
+    if len(given) != 1:
+        count = " and ".join(given) or "none of them"
+        hint = "".join(nearest(str(key), kinds) for key in list(value)[:1]) if not given else ""
+        refuse(((), f"given {count}; want exactly one of {names}{hint}"))
+    kind = given[0]
+    if not isinstance(value[kind], str | list) or not value[kind]:
+        refuse(((kind,), f"given {show(value[kind])}; want text"))
+    others = kinds[kind]
+    if others is not None:
+        refuse(
+            *(
+                ((key,), f"unknown key{nearest(str(key), others)}")
+                for key in value
+                if key not in (kind, *others)
+            )
+        )
+
+
+def name_or_mapping(names: tuple[str, ...], kinds: dict[str, tuple[str, ...] | None]) -> dict[str, Any]:
+    """The same rule as JSON Schema: `names` as suggestions, or a mapping with exactly one of `kinds`."""
+    text: dict[str, Any] = {"type": "string"}
+    if names:
+        text = {"enum": list(names)}
+    mappings = []
+    for kind, others in kinds.items():
+        properties = {key: {} for key in others or ()}
+        properties[kind] = {"type": "string"} if kind != "name" or not names else {"enum": list(names)}
+        mappings.append(
+            {
+                "type": "object",
+                "properties": properties,
+                "required": [kind],
+                "additionalProperties": others is None,
+            }
+        )
+    return {"anyOf": [text, *mappings]}
