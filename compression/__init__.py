@@ -1,1 +1,32 @@
-"""The forgepress.compression package."""
+"""Compression while training: techniques, the shard view that they work on, and what they deliver.
+
+One file under ``compression/<idea>/`` is one technique. `Chain` runs a phase's techniques, `Run` is what each of
+them sees, `Weight` is one parameter on any mesh, `exact_quantile` the threshold that needs no gathering.
+"""
+
+from .chain import Chain
+from .matching import matching_names
+from .quantile import exact_quantile
+from .registry import build, name_of, technique_class, techniques
+from .replay import kept_zeros, replay
+from .run import Run
+from .technique import Check, Record, Technique
+from .weight import Weight, weights_of
+
+__all__ = [
+    "Chain",
+    "Check",
+    "Record",
+    "Run",
+    "Technique",
+    "Weight",
+    "build",
+    "exact_quantile",
+    "kept_zeros",
+    "matching_names",
+    "name_of",
+    "replay",
+    "technique_class",
+    "techniques",
+    "weights_of",
+]

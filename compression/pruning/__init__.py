@@ -1,1 +1,1 @@
-"""Techniques that set weights to zero or remove them."""
+"""Techniques that set weights to zero: penalties, magnitude masks, prune-and-splice."""

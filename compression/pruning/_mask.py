@@ -1,0 +1,53 @@
+"""What pruning techniques share: masks as saved state, and zeros counted on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..run import Run
+from ..technique import Check
+from ..weight import Weight
+
+
+def mask_of(run: Run, weight: Weight) -> Tensor:
+    """The saved mask of one weight (bool, shaped like the local part; True = kept), all True at first."""
+    return run.buffer(weight, "mask", fill=True, dtype=torch.bool)
+
+
+def hold(weight: Weight, mask: Tensor) -> None:
+    """Write zeros where the mask is False, over whatever momentum and weight decay have done there."""
+    weight.local.mul_(mask)
+
+
+def hold_gradient(weight: Weight, mask: Tensor) -> None:
+    """A pruned weight takes no part in the step: not in the clipping norm, not in the moments."""
+    if weight.grad is not None:
+        weight.grad.mul_(mask)
+
+
+def zero_fraction(run: Run, weights: Sequence[Weight]) -> float:
+    """Share of exact zeros in the parameters that the model computes with, over the whole mesh. Collective."""
+    zeros = run.total(weights, [(w.live() == 0).sum() for w in weights])
+    return float(zeros) / max(run.count(weights), 1)
+
+
+def sparsity_check(run: Run, weights: Sequence[Weight], requested: float) -> Check:
+    """Zeros requested against zeros there; a tolerance of half a weight, as counts are whole numbers."""
+    count = run.count(weights)
+    return Check(
+        quantity="sparsity",
+        requested=requested,
+        achieved=zero_fraction(run, weights),
+        tolerance=0.5 / max(count, 1),
+    )
+
+
+def rounded_share(run: Run, weights: Sequence[Weight], share: float) -> float:
+    """Share of zeros over all ``weights`` where each one rounds ``share`` to whole weights by itself. Collective."""
+    counts = [round(share * w.shape.numel()) * w.local.numel() / max(w.shape.numel(), 1) for w in weights]
+    return float(run.total(weights, [torch.tensor(c, dtype=torch.float64) for c in counts])) / max(
+        run.count(weights), 1
+    )

@@ -1,0 +1,179 @@
+"""Dynamic network surgery: prune and splice while the dense weights keep learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from ..quantile import exact_quantile
+from ..ramp import ramped
+from ..run import Run
+from ..technique import Check, Record, Technique
+from ..weight import Weight
+from ._mask import hold, mask_of, rounded_share, sparsity_check
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSurgery(Technique):
+    """Prune what falls below a lower threshold, splice back what rises above an upper one.
+
+    The model computes with masked weights; the optimizer moves dense ones with the gradient taken there, so
+    that a wrongly pruned weight can grow and return. A mask is renewed with probability
+    ``(1 + gamma · step) ** -power`` until ``stop``; then it is frozen and only kept weights go on learning.
+
+    Two ways to say how much: ``sparsity`` (thresholds follow the exact quantile of the dense magnitudes along
+    a cubic ramp that ends at two thirds of ``stop``; the share is met when the mask freezes), or ``rate``, the
+    paper's constant c for each parameter by itself: thresholds ``(1 ± margin) · max(mean + c · std, 0)`` of the
+    magnitudes at the first step.
+
+    source: Guo, Yao and Chen 2016, arXiv:1608.04493; the constants and the form of the probability as in the
+        authors' published Caffe layers. Unlike there, biases are left alone unless ``match`` names them.
+    cost: five bytes a weight (mask and the dense copy); about six elementwise passes a step; a new
+        quantile (two passes, two all-reduces of 768 KiB together) every ``every`` steps.
+    finalize: delivers dense-shaped weights with exact zeros, which later phases keep.
+    """
+
+    sparsity: float | None = None
+    """Share of zeros when the mask freezes, 0 to below 1."""
+    rate: float | None = None
+    """The paper's c: thresholds from each parameter's mean and deviation. Give this or ``sparsity``."""
+    scope: Literal["global", "layer"] = "global"
+    """With ``sparsity``: one quantile over all matching weights, or the same share in each."""
+    margin: float = 0.1
+    """The thresholds lie this share below and above the middle one."""
+    gamma: float = 0.0001
+    power: float = 1.0
+    stop: float | int = 0.75
+    """When the mask freezes: a float is a fraction of the phase, an int a step."""
+    every: int = 16
+    """Steps from one quantile to the next; the masks follow the thresholds at every step."""
+
+    bytes_per_weight: ClassVar[float] = 5.0
+
+    def __post_init__(self) -> None:
+        """raises: ValueError naming the setting that is out of range."""
+        if (self.sparsity is None) == (self.rate is None):
+            raise ValueError(
+                f"sparsity={self.sparsity} and rate={self.rate}: want exactly one of them (a target share, or"
+                " the paper's constant c)"
+            )
+        if self.sparsity is not None and not 0.0 <= self.sparsity < 1.0:
+            raise ValueError(f"sparsity={self.sparsity}: want a share from 0 to below 1 (0.95 = 95 % zeros)")
+        if not 0.0 <= self.margin < 1.0:
+            raise ValueError(f"margin={self.margin}: want 0 to below 1")
+        if self.gamma < 0 or self.every < 1:
+            raise ValueError(f"gamma={self.gamma}, every={self.every}: want gamma from 0 and every from 1")
+
+    def after_backward(self, run: Run) -> None:
+        """Once the mask is frozen, pruned weights take no part in the step."""
+        if run.memory.get("frozen"):
+            for weight in run.weights(self.match):
+                if weight.grad is not None:
+                    weight.grad.mul_(mask_of(run, weight))
+
+    def after_step(self, run: Run) -> None:
+        """Prune and splice by the dense weights, then let the model compute with the masked ones."""
+        weights = run.weights(self.match)
+        if not run.memory.get("frozen"):
+            if run.step >= max(run.at(self.stop), 1):
+                self._freeze(run, weights)
+            else:
+                self._operate(run, weights)
+        frozen = run.memory.get("frozen")
+        for weight in weights:
+            mask = mask_of(run, weight)
+            if frozen:
+                hold(weight, mask)
+            else:
+                weight.project(lambda local, mask=mask: local.mul_(mask))
+
+    def checks(self, run: Run) -> list[Check]:
+        """When frozen: the target share. Before: the zeros that the masks stand for are in the model."""
+        weights = run.weights(self.match)
+        count = max(run.count(weights), 1)
+        if run.memory.get("frozen") and self.sparsity is not None:
+            by_layer = self.scope == "layer"
+            wanted = (
+                rounded_share(run, weights, self.sparsity)
+                if by_layer
+                else round(self.sparsity * count) / count
+            )
+            return [sparsity_check(run, weights, wanted)]
+        pruned = run.total(weights, [(~mask_of(run, w)).sum() for w in weights])
+        return [sparsity_check(run, weights, float(pruned) / count)]
+
+    def finalize(self, model: nn.Module) -> Record:
+        """Name the parameters whose zeros are delivered."""
+        return {"zeros": self.matched(model)}
+
+    # ── thresholds
+
+    def _operate(self, run: Run, weights: list[Weight]) -> None:
+        self._renew_thresholds(run, weights)
+        probability = (1.0 + self.gamma * (run.step - 1)) ** -self.power
+        for weight in weights:
+            at = run.note(weight).get("threshold", 0.0)
+            # One draw for each parameter, as in the paper's layers; the same on every rank and every mesh.
+            if at > 0.0 and run.uniform(weight.name) < probability:
+                mask = mask_of(run, weight)
+                low, high = (1.0 - self.margin) * at, (1.0 + self.margin) * at
+                mask.copy_(splice(weight.local, mask, low, high))
+
+    def _renew_thresholds(self, run: Run, weights: list[Weight]) -> None:
+        if self.rate is not None:
+            if run.step == 1:
+                for weight in weights:
+                    run.note(weight)["threshold"] = _paper_threshold(weight, self.rate)
+        elif (run.step - 1) % self.every == 0:
+            for weight, threshold in zip(
+                weights, self._thresholds(run, weights, self._share(run)), strict=True
+            ):
+                run.note(weight)["threshold"] = threshold
+
+    def _thresholds(self, run: Run, weights: list[Weight], share: float) -> list[float]:
+        """Magnitude at or below which ``share`` of the dense weights lie; -1 where that is none of them."""
+        if self.scope == "layer":
+            return [_alone(weight, share) for weight in weights]
+        return [_together(run, weights, share)] * len(weights)
+
+    def _share(self, run: Run) -> float:
+        end = max(run.at(self.stop) * 2 // 3, 1)
+        return ramped(run.step, begin=0, end=end, target=self.sparsity or 0.0, ramp="cubic")
+
+    def _freeze(self, run: Run, weights: list[Weight]) -> None:
+        """The last masks: exactly the wanted share of the dense weights, none between the thresholds."""
+        run.memory["frozen"] = True
+        if self.sparsity is None:
+            return
+        for weight, threshold in zip(weights, self._thresholds(run, weights, self.sparsity), strict=True):
+            mask_of(run, weight).copy_(weight.local.abs() > threshold)
+
+
+def splice(dense: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
+    """The new mask: False at or below ``low``, True above ``high``, the old one between.
+
+    dense: weights of any shape; mask: bool of that shape; returns: bool of that shape.
+    """
+    magnitude = dense.abs()
+    return (magnitude > high) | (mask & (magnitude > low))
+
+
+def _together(run: Run, weights: list[Weight], share: float) -> float:
+    k = round(share * run.count(weights))
+    return float(run.kth_magnitude(weights, k)) if k else -1.0
+
+
+def _alone(weight: Weight, share: float) -> float:
+    k = round(share * weight.shape.numel())
+    return float(exact_quantile([weight.local], k, weight.add_over_parts)) if k else -1.0
+
+
+def _paper_threshold(weight: Weight, rate: float) -> float:
+    magnitude = weight.local.abs().double()
+    count = weight.shape.numel()
+    mean = weight.sum(magnitude).sum() / count
+    square = weight.sum(magnitude.square()).sum() / count
+    deviation = (square - mean * mean).clamp_min(0).sqrt()
+    return max(float(mean + rate * deviation), 0.0)

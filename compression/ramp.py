@@ -1,0 +1,21 @@
+"""How a quantity grows over a phase: one-shot, linear, cubic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Ramp = Literal["one_shot", "linear", "cubic"]
+
+
+def ramped(step: int, *, begin: int, end: int, target: float, ramp: Ramp) -> float:
+    """Value at optimizer step ``step`` of a ramp from 0 at ``begin`` to ``target`` at ``end``.
+
+    ``cubic`` rises fast and then ever more slowly, so that most is removed while there is most to spare.
+    source: Zhu and Gupta 2017, arXiv:1710.01878, equation 1 (with initial sparsity 0).
+    """
+    if step < begin:
+        return 0.0
+    if ramp == "one_shot" or step >= end:
+        return target
+    progress = (step - begin) / (end - begin)
+    return target * progress if ramp == "linear" else target * (1.0 - (1.0 - progress) ** 3)

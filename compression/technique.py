@@ -1,0 +1,100 @@
+"""What a technique is: one frozen dataclass with six optional calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from .matching import matching_names
+
+if TYPE_CHECKING:
+    from .run import Run
+
+Record = dict[str, Any]
+"""What one ``finalize`` did, as JSON: enough to do it again on a fresh model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of "requested against achieved".
+
+    ``at_least`` says how to compare: True wants ``achieved >= requested``, False wants them equal; both
+    within ``tolerance`` (same unit).
+    """
+
+    quantity: str
+    requested: float
+    achieved: float
+    tolerance: float = 0.0
+    at_least: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether what was asked for has happened."""
+        if self.at_least:
+            return self.achieved >= self.requested - self.tolerance
+        return abs(self.achieved - self.requested) <= self.tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Technique:
+    """Base of every technique. Fields are settings; state lives in the `Run` and goes into the checkpoint.
+
+    A technique is called in this order: ``prepare`` once, then per optimizer step ``before_step``,
+    ``add_loss`` (once per micro-batch, where outputs exist), ``after_backward``, ``after_step``, and at the
+    end of its phase ``finalize``. It never asks which parallel strategy runs, keeps no reference to a
+    Parameter (names only: wrapping and resharding replace the object) and no state of its own.
+    """
+
+    match: str | tuple[str, ...] = "weights"
+    """Which parameters: ``weights`` (two or more dims), or globs over names; a leading ``!`` excludes."""
+
+    changes_model: ClassVar[bool] = False
+    """True where ``prepare`` or ``finalize`` swap modules or change shapes: the run is then sharded anew."""
+    bytes_per_weight: ClassVar[float] = 0.0
+    """Extra memory in bytes for each weight it matches, for the estimate of ``forgepress check``."""
+
+    def prepare(self, model: nn.Module) -> None:
+        """Swap or add modules, on the whole model, before it is sharded. Must be repeatable from settings."""
+
+    def before_step(self, run: Run) -> None:
+        """A step begins; weights are working weights."""
+
+    def add_loss(self, run: Run, outputs: Any, batch: Mapping[str, Tensor], loss: Tensor) -> Tensor:
+        """Return ``loss`` with a term that needs outputs; called where the outputs exist."""
+        return loss
+
+    def after_backward(self, run: Run) -> None:
+        """Gradients are those of the global batch, not yet clipped."""
+
+    def after_step(self, run: Run) -> None:
+        """Weights have just moved; write working values with `Weight.project` or in place."""
+
+    def finalize(self, model: nn.Module) -> Record:
+        """Deliver, on the whole model, once at the end of the phase; shapes may change.
+
+        returns: the record that `rebuild` needs to do the same to a fresh model.
+        """
+        return {}
+
+    def rebuild(self, model: nn.Module, record: Record) -> None:
+        """Do to a fresh ``model`` what ``finalize`` did, from its record; weights are loaded afterwards."""
+
+    def checks(self, run: Run) -> list[Check]:
+        """Requested against achieved at this step, measured on the parameters that the model uses.
+
+        Collective: called on all ranks at the same step. A line that does not hold stops the run.
+        """
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        return dataclasses.asdict(self)
+
+    def matched(self, model: nn.Module) -> list[str]:
+        """Names of the parameters of the whole ``model`` that this technique will touch."""
+        return matching_names({name: p.shape for name, p in model.named_parameters()}, self.match)
