@@ -40,7 +40,7 @@ def occupied(flat: Tensor) -> np.ndarray:
     size = flat.element_size()
     octets = flat.view(torch.uint8).numpy()
     if size in (1, 2, 4, 8):
-        return np.asarray(octets.view(f"u{size}") != 0)
+        return octets.view(f"u{size}").astype(bool)
     return octets.reshape(-1, size).any(axis=1)  # complex128: no integer type is that wide
 
 
