@@ -1,0 +1,96 @@
+"""Weights, gradients and optimizer state divided over the shard axis: torch FSDP2, also with replicas (HSDP)."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from ..errors import ConfigError
+from .data_parallel import WholeModel
+from .layout import Layout
+from .mesh import Mesh
+
+
+def find_units(module: nn.Module, layout: Layout) -> list[str]:
+    """Names of the modules of `module` that become one FSDP unit each, innermost first.
+
+    A unit that shares a parameter with the rest of the model is left to the whole: gathered apart, the two uses
+    would become two parameters.   raises: ConfigError where a glob of `layout.units` names no module.
+    """
+    names = [name for name, _ in module.named_modules() if name]
+    chosen = [name for name in layout.order if name in names]
+    if layout.units:
+        for pattern in layout.units:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ConfigError(
+                    f"layout.units: {pattern!r} names no module; the model has {', '.join(names)}"
+                )
+        chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in layout.units)]
+    uses: dict[int, int] = {}
+    for owner in module.modules():
+        for parameter in owner.parameters(recurse=False):
+            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+
+    def stands_alone(name: str) -> bool:
+        inside: dict[int, int] = {}
+        for owner in module.get_submodule(name).modules():
+            for parameter in owner.parameters(recurse=False):
+                inside[id(parameter)] = inside.get(id(parameter), 0) + 1
+        return bool(inside) and all(uses[key] == count for key, count in inside.items())
+
+    return sorted(filter(stands_alone, chosen), key=lambda name: -name.count("."))
+
+
+def shard_parameters(
+    module: nn.Module, layout: Layout, mesh: Mesh, *, keep_whole_in_step: bool = False
+) -> None:
+    """Divide the parameters of `module` in place over mesh.shard, replicated over mesh.replicate.
+
+    Gradients are SUMMED over both axes. With AVG, gloo adds and does not divide (pytorch issue 162338) on the
+    versions that ask it for AVG; a forced sum with the factor 1 is right everywhere.
+    keep_whole_in_step: gather once per step instead of once per micro-batch (pipelines).
+    """
+    data = mesh.axes("shard") if mesh.replicate == 1 else mesh.axes("replicate", "shard")
+    for name in find_units(module, layout):
+        fully_shard(module.get_submodule(name), mesh=data, reshard_after_forward=not keep_whole_in_step)
+    fully_shard(module, mesh=data, reshard_after_forward=False)
+    for unit in fsdp_units(module):
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)
+
+
+def fsdp_units(module: nn.Module) -> list[FSDPModule]:
+    """The modules of `module`, itself included, that FSDP2 manages."""
+    return [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+
+
+class Sharded(WholeModel):
+    """A model that FSDP2 manages. Between steps all parameters are shards; nothing stays gathered."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self._units = fsdp_units(module)
+
+    def alone(self) -> AbstractContextManager:
+        """As `WholeModel.alone`."""
+        return self._alone()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        assert isinstance(self.module, FSDPModule)
+        self.module.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.module.set_requires_gradient_sync(True)
+
+    def reshard(self) -> None:
+        """Free what a forward without backward left gathered: the next forward must see what was written since."""
+        for unit in self._units:
+            unit.reshard()
+
+    def backward(self, loss: Tensor) -> None:
+        """As `WholeModel.backward`."""
+        loss.backward()

@@ -1,0 +1,138 @@
+"""The native engine: one model on any product of pipeline, replicate, shard and tensor axes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .data_parallel import Replicas, WholeModel, same_start
+from .fully_sharded import Sharded, shard_parameters
+from .layout import Layout
+from .mesh import Mesh
+from .microbatches import cut, row_counts
+
+Inputs = Callable[[Mapping[str, Tensor]], Any]
+"""columns → what the model is called with: one tensor, or a dict of keyword arguments."""
+Loss = Callable[[Any, Mapping[str, Tensor], Tensor | None], Tensor]
+"""(outputs, columns, valid) → scalar, already divided by the GLOBAL count."""
+
+
+class NativeEngine:
+    """Runs forward and backward of a model that is spread over a mesh; gradients equal those of one process."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        mesh: Mesh,
+        *,
+        schedule: str = "1f1b",
+        microbatches: int = 1,
+        stages: Sequence[Sequence[str]] | None = None,
+        costs: Sequence[float] | None = None,
+    ) -> None:
+        """Spread `model` (whole, equal on all ranks or made so) over `mesh`; it is taken over, do not use it after.
+
+        microbatches: pieces of a step, run one after the other (without pipeline: gradient accumulation with
+        one reduction).   schedule, stages, costs: pipeline only, see `pipeline` and `split`.
+        raises: ConfigError for what the mesh and the model cannot do together, before anything has run.
+        """
+        if type(microbatches) is not int or microbatches < 1:
+            raise ConfigError(f"parallel.microbatches={microbatches!r}: want an integer, 1 or more")
+        self.mesh = mesh
+        self.layout = layout
+        self.microbatches = microbatches
+        model.to(mesh.device)
+        same_start(model, mesh)
+        self.parts: list[nn.Module] = [model]
+        self._whole = self._spread(model)
+        self._parameters = {name: p for part in self.parts for name, p in part.named_parameters()}
+
+    def _spread(self, model: nn.Module) -> WholeModel:
+        mesh = self.mesh
+        if mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor > 1):
+            shard_parameters(model, self.layout, mesh)
+            return Sharded(model)
+        return Replicas(model, mesh) if mesh.replicate > 1 else WholeModel(model)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Name → parameter, of what is held here: plain tensors, or DTensors where they are divided.
+
+        The objects, and the storage under `to_local()`, stay the same for the life of the engine: what is
+        written there in place between steps is what the next forward uses.
+        """
+        return dict(self._parameters)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Name → buffer, of what is held here; whole, and equal on all data ranks."""
+        return {name: b for part in self.parts for name, b in part.named_buffers()}
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def forward_backward(
+        self,
+        columns: Mapping[str, Tensor],
+        valid: Tensor | None,
+        inputs: Inputs,
+        loss: Loss,
+        *,
+        global_rows: int | None = None,
+    ) -> Tensor:
+        """One step's gradients, summed over micro-batches and data ranks into `.grad`.
+
+        columns: this data rank's rows, micro-batch major.   valid: bool [rows], False = padding; None = all real.
+        global_rows: real rows of the global batch; needed to cut a ragged batch into the very micro-batches of
+        one process, which only batch normalisation can tell from others.
+        returns: detached scalar, the sum of this rank's micro-batch losses (0 where the last stage is not).
+        """
+        whole = self._whole
+        if self.microbatches == 1:
+            total = self._forward_loss(columns, valid, inputs, loss)
+            whole.backward(total)
+        else:
+            total = self._accumulate(columns, valid, inputs, loss, global_rows)
+        whole.finish()
+        return total.detach()
+
+    def _forward_loss(self, columns: Any, valid: Tensor | None, inputs: Inputs, loss: Loss) -> Tensor:
+        x = inputs(columns)
+        outputs = self._whole.call(**x) if isinstance(x, dict) else self._whole.call(x)
+        return loss(outputs, columns, valid)
+
+    def _accumulate(
+        self, columns: Any, valid: Tensor | None, inputs: Inputs, loss: Loss, global_rows: int | None
+    ) -> Tensor:
+        pieces = cut(columns, valid, self._row_counts(columns, global_rows))
+        losses = []
+        for number, piece in enumerate(pieces, start=1):
+            if number < len(pieces):
+                with self._whole.alone():
+                    value = self._forward_loss(piece.columns, piece.valid, inputs, loss)
+                    self._whole.backward(value)
+            else:
+                value = self._forward_loss(piece.columns, piece.valid, inputs, loss)
+                self._whole.backward(value)
+            losses.append(value.detach())
+        return torch.stack(losses).sum()
+
+    def _row_counts(self, columns: Mapping[str, Tensor], global_rows: int | None) -> list[int]:
+        rows = next(iter(columns.values())).shape[0]
+        rank, ranks = self.mesh.data_rank, self.mesh.data_ranks
+        return row_counts(rows, self.microbatches, global_rows=global_rows, rank=rank, ranks=ranks)
+
+    @torch.no_grad()
+    def forward(self, columns: Mapping[str, Tensor], inputs: Inputs) -> Any | None:
+        """Outputs for this data rank's rows, without gradients; None on stages other than the last.
+
+        All ranks of the mesh must call it the same number of times.
+        """
+        x = inputs(columns)
+        outputs = self._whole.module(**x) if isinstance(x, dict) else self._whole.module(x)
+        if isinstance(self._whole, Sharded):
+            self._whole.reshard()
+        return outputs

@@ -1,0 +1,153 @@
+"""Run a function on several gloo ranks, in processes that live as long as the test session.
+
+    results = run_on_ranks(function, 3, sparsity=0.5, ranks=4)      # function(3, sparsity=0.5) on each rank
+
+Each call makes a process group of its own and destroys it after. The function may be defined in a test module
+(it travels by value), and what it returns must be picklable. An exception on a rank comes back with its
+traceback; a rank that dies or hangs fails the test, and its processes are replaced.
+"""
+
+import atexit
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+MOST_RANKS = 8
+_HERE = Path(__file__).resolve().parent
+_workers: list["_Worker"] = []
+
+
+class RanksFailed(AssertionError):
+    """At least one rank raised, died or did not answer in time."""
+
+
+class _Worker:
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = "1"  # read when the child imports torch
+        try:
+            self.process.start()
+        finally:
+            if before is None:
+                del os.environ["OMP_NUM_THREADS"]
+            else:
+                os.environ["OMP_NUM_THREADS"] = before
+        theirs.close()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def run_on_ranks(
+    function: Callable[..., Any], *args: Any, ranks: int = 2, timeout: float = 60.0, **kwargs: Any
+) -> list[Any]:
+    """What `function(*args, **kwargs)` returns on each of `ranks` gloo ranks, rank 0 first.
+
+    With ranks=1 the function runs in a worker too, without a process group.
+    timeout: seconds until all ranks must have answered.   raises: RanksFailed naming ranks and causes.
+    """
+    if not 1 <= ranks <= MOST_RANKS:
+        raise ValueError(f"ranks={ranks}: want 1 to {MOST_RANKS}")
+    while len(_workers) < ranks:
+        _workers.append(_Worker())
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        task = _by_value((function, args, kwargs))
+        for rank, worker in enumerate(_workers[:ranks]):
+            worker.pipe.send_bytes(cloudpickle.dumps((task, rank, ranks, meeting, timeout)))
+        answers, silent = _collect(ranks, time.monotonic() + timeout)
+    failures = [f"rank {rank} of {ranks}: {text}" for rank, (fine, text) in answers.items() if not fine]
+    failures += [f"rank {rank} of {ranks}: {why}" for rank, why in silent.items()]
+    if failures:
+        _replace(ranks)  # after a failure the others may still wait in a collective
+        raise RanksFailed("\n\n".join(failures))
+    return [answers[rank][1] for rank in range(ranks)]
+
+
+def _collect(ranks: int, deadline: float) -> tuple[dict[int, tuple[bool, Any]], dict[int, str]]:
+    answers: dict[int, tuple[bool, Any]] = {}
+    silent: dict[int, str] = {}
+    waiting: dict[Any, int] = {worker.pipe: rank for rank, worker in enumerate(_workers[:ranks])}
+    while waiting:
+        ready = wait_for_any(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            silent.update({rank: "did not answer in time (hangs?)" for rank in waiting.values()})
+            break
+        for pipe in ready:
+            rank = waiting.pop(pipe)
+            assert isinstance(pipe, Connection)
+            try:
+                answers[rank] = cloudpickle.loads(pipe.recv_bytes())
+            except EOFError:
+                _workers[rank].process.join(5)
+                silent[rank] = f"the process died with exit code {_workers[rank].process.exitcode}"
+        if silent or any(not fine for fine, _ in answers.values()):
+            deadline = min(deadline, time.monotonic() + 2)  # the others have nobody left to wait for
+    return answers, silent
+
+
+def _replace(ranks: int) -> None:
+    for worker in _workers[:ranks]:
+        worker.end()
+    del _workers[:ranks]
+
+
+@atexit.register
+def _end_all() -> None:
+    _replace(len(_workers))
+
+
+def _by_value(task: Any) -> bytes:
+    """Pickle with everything that is defined under tests/ inside: workers import no test module."""
+    registered = []
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and module.__name__ != __name__ and Path(file).resolve().is_relative_to(_HERE):
+            cloudpickle.register_pickle_by_value(module)
+            registered.append(module)
+    try:
+        return cloudpickle.dumps(task)
+    finally:
+        for module in registered:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _serve(pipe: Connection) -> None:
+    import torch
+    import torch.distributed
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            task, rank, ranks, meeting, timeout = cloudpickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            answer = (True, _run(task, rank, ranks, meeting, timeout))
+            message = cloudpickle.dumps(answer)
+        except BaseException:
+            message = cloudpickle.dumps((False, traceback.format_exc()))
+        pipe.send_bytes(message)
+
+
+def _run(task: bytes, rank: int, ranks: int, meeting: str, timeout: float) -> Any:
+    from forgepress.parallel import join
+
+    function, args, kwargs = cloudpickle.loads(task)
+    with join("cpu", rank=rank, ranks=ranks, meeting=meeting, timeout=timeout):
+        return function(*args, **kwargs)
