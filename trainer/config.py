@@ -272,6 +272,13 @@ def _as_formats(value: Any) -> Any:
     return value
 
 
+def _some(phases: Any) -> Any:
+    # pydantic's own min_length counts the entries that are right, and would call three wrong phases none.
+    if isinstance(phases, list | tuple) and not phases:
+        refuse(((), "given an empty list; want one phase or more, for example [{steps: 500}]"))
+    return phases
+
+
 class RunConfig(Part):
     """A run, whole. Made from YAML by `RunConfig.load`; equal configs give equal runs."""
 
@@ -284,7 +291,7 @@ class RunConfig(Part):
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    phases: Annotated[tuple[PhaseConfig, ...], Field(strict=False, min_length=1)]
+    phases: Annotated[tuple[PhaseConfig, ...], Listed, BeforeValidator(_some)]
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()

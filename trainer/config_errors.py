@@ -87,7 +87,13 @@ def _messages(detail: ErrorDetails, root: type[BaseModel]) -> Iterator[tuple[Pat
     elif kind == "missing":
         yield (), "required, but not given"
     else:
-        yield (), f"given {show(detail['input'])}; want {_wanted(kind, context, detail)}"
+        yield (), message_of(detail)
+
+
+def message_of(detail: ErrorDetails) -> str:
+    """What was given and what is wanted, for pydantic's errors about one value."""
+    wanted = _wanted(detail["type"], detail.get("ctx", {}), detail)
+    return f"given {show(detail['input'])}; want {wanted}"
 
 
 _WANTED = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -35,6 +35,14 @@ class Origins:
                     return f"{name}:{lines[key]}"
         return self.files[-1][0] if self.files else ""
 
+    def reading_order(self, problem: Problem) -> tuple[int, int]:
+        """Files in their order, from top to bottom, then overrides: as a person mends them."""
+        name, _, line = problem.place.rpartition(":")
+        names = [file for file, _ in self.files]
+        if name in names and line.isdigit():
+            return names.index(name), int(line)
+        return (names.index(problem.place), 0) if problem.place in names else (len(names), 0)
+
 
 def load_config(*files: str | FilePath, overrides: Sequence[str] = ()) -> RunConfig:
     """The run in YAML `files`, merged in order (lists are replaced), then `key.sub=value` overrides.
@@ -54,12 +62,12 @@ def load_with_origins(*files: str | FilePath, overrides: Sequence[str] = ()) -> 
     if any(not isinstance(layer, dict) for layer in layers):
         raise config_error(problems, what)  # what cannot be read cannot be merged: the rest would be guesses
 
-    merged, merge_problems = _merged(layers, origins)
-    problems += merge_problems
-    if not merge_problems:
-        problems += apply_overrides(merged, overrides, origins.overrides)
-        merged, open_values = _resolved(merged, origins)
-        problems += open_values
+    merged, unmergeable = _merged(layers, origins)
+    if unmergeable:
+        raise config_error([*problems, *unmergeable], what)
+    problems += apply_overrides(merged, overrides, origins.overrides)
+    merged, unresolved = _resolved(merged, origins)
+    problems += unresolved
     if files:
         merged.setdefault("name", FilePath(files[-1]).stem)
     try:
@@ -69,9 +77,9 @@ def load_with_origins(*files: str | FilePath, overrides: Sequence[str] = ()) -> 
         found = problems_of(error, RunConfig, origins.place)
         # A key already known to be wrong has only a stand-in for a value: what pydantic says of it is noise.
         found = [each for each in found if not any(each.path[: len(path)] == path for path in known if path)]
-        raise config_error([*problems, *found], what) from None
+        raise config_error(sorted([*problems, *found], key=origins.reading_order), what) from None
     if problems:
-        raise config_error(problems, what)
+        raise config_error(sorted(problems, key=origins.reading_order), what)
     return config, origins
 
 
@@ -101,7 +109,7 @@ def _merged(layers: Sequence[dict[str, Any]], origins: Origins) -> tuple[dict[st
         container = OmegaConf.to_container(config, resolve=False)
     except OmegaConfBaseException as error:
         path = _path_of(getattr(error, "full_key", None) or "")
-        return {}, [Problem(path=path, place=origins.place(path), message=_first_line(error))]
+        return {}, [Problem(path=path, place=origins.place(path), message=str(error).splitlines()[0])]
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}, []
 
@@ -113,7 +121,7 @@ def _resolved(merged: dict[str, Any], origins: Origins) -> tuple[dict[str, Any],
         root = OmegaConf.create(merged)
     except OmegaConfBaseException as error:
         path = _path_of(getattr(error, "full_key", None) or "")
-        return merged, [Problem(path=path, place=origins.place(path), message=_first_line(error))]
+        return merged, [Problem(path=path, place=origins.place(path), message=str(error).splitlines()[0])]
 
     def plain(node: Any, path: Path) -> Any:
         if isinstance(node, DictConfig):
@@ -131,7 +139,8 @@ def _resolved(merged: dict[str, Any], origins: Origins) -> tuple[dict[str, Any],
                 return None
             return plain(parent[key], path)
         except OmegaConfBaseException as error:
-            problems.append(Problem(path=path, place=origins.place(path), message=_first_line(error)))
+            message = _unresolved(parent, key, error)
+            problems.append(Problem(path=path, place=origins.place(path), message=message))
         except RecursionError:
             problems.append(Problem(path=path, place=origins.place(path), message="refers to itself"))
         return None
@@ -139,8 +148,13 @@ def _resolved(merged: dict[str, Any], origins: Origins) -> tuple[dict[str, Any],
     return plain(root, ()), problems
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _unresolved(parent: DictConfig | ListConfig, key: Any, error: Exception) -> str:
+    node = parent._get_node(key)
+    given = node._value() if isinstance(node, Node) else key
+    reason = str(error).splitlines()[0]
+    if reason.startswith("Interpolation key"):
+        reason = f"the config has no key {reason.split(chr(39))[1]}"
+    return f"given {show(given)}; {reason}"
 
 
 def _path_of(full_key: str) -> Path:

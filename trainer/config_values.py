@@ -50,8 +50,8 @@ def _one_kind(value: Any, kinds: dict[str, tuple[str, ...] | None], example: str
         refuse(((), f"given {show(value)}; want a name such as {example}, or a mapping with one of {names}"))
     given = [kind for kind in kinds if kind in value]
     if len(given) != 1:
-        count = " and ".join(given) or "none of them"
-        hint = "".join(nearest(str(key), kinds) for key in list(value)[:1]) if not given else ""
+        count = " and ".join(given) or (f"the keys {', '.join(map(str, value))}" if value else "{}")
+        hint = "".join(nearest(str(key), kinds) for key in list(value)[:1] if not given)
         refuse(((), f"given {count}; want exactly one of {names}{hint}"))
     kind = given[0]
     if not isinstance(value[kind], str | list) or not value[kind]:

@@ -72,8 +72,18 @@ def parse_value(text: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """Plain values as YAML that `parse` reads back to equal values."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    """Plain values as YAML that `load_config` reads back to equal values: a ${ in a text is not looked up."""
+    return yaml.dump(_literal(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _literal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _literal(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(below) for below in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # one backslash says that ${ is meant as it stands
+    return value
 
 
 def _walk(node: yaml.Node, path: Path, name: str, document: Document) -> None:
@@ -126,7 +136,6 @@ def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
             path=(), place=place, message="given a tab; want spaces: YAML is indented by spaces only"
         )
     if "could not determine a constructor" in said:
-        return Problem(
-            path=(), place=place, message=f"given a tag ({said.split(' for ')[-1]}); want plain values"
-        )
+        tag = said.split("'")[1].replace("tag:yaml.org,2002:", "!!")
+        return Problem(path=(), place=place, message=f"given the tag {tag}; want plain values without tags")
     return Problem(path=(), place=place, message=f"not valid YAML: {said}")
