@@ -8,8 +8,9 @@ from ..errors import ConfigError
 
 
 def load_function(path: str, what: str) -> Callable[..., Any]:
-    """The callable that `path` ("package.module:function") names; `what` says in errors which setting asked for it.
+    """The callable that `path` ("package.module:function") names.
 
+    what:   the setting that asked for it, for the error.
     raises: ConfigError where the form is wrong, the module cannot be imported or has no such callable.
     """
     module_name, separator, name = path.partition(":")

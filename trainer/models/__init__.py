@@ -23,15 +23,16 @@ def build_model(
     device: torch.device | str = "cpu",
     data: Mapping[str, Any] | None = None,
 ) -> BuiltModel:
-    """The model that a config's `model` asks for, with freshly made weights (or pretrained ones, if it says so).
+    """The model that a config's `model` asks for, with weights made from `seed` or, if it says so, pretrained.
 
-    spec:    a built-in name, {name: …, settings…}, {transformers: …}, {timm: …} or {factory: "package.module:function"}.
+    spec:    a built-in name, {name: …, settings…}, {transformers: …}, {timm: …} or
+             {factory: "package.module:function"}.
     seed:    the weights depend on it alone, whatever the global generators' state, which stays as it was.
     device:  where the module ends up; weights are made on the CPU so that they are the same bits everywhere.
              "meta" allocates nothing (built-in models only).
-    data:    facts of the data that fill unset sizes: {"input_shape": (1, 28, 28), "classes": 10, "vocabulary": 65,
-             "length": 64}.
-    raises:  ConfigError for an unknown model or setting (naming the nearest), a wrong value, a missing library.
+    data:    facts of the data that fill unset sizes: {"input_shape": (1, 28, 28), "classes": 10,
+             "vocabulary": 65, "length": 64}.
+    raises:  ConfigError for an unknown model or setting (with the nearest), a wrong value, a missing library.
     """
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     facts = data or {}
@@ -59,8 +60,8 @@ def _built_in(given: dict[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
     registry = _registry()
     if name not in registry:
         raise ConfigError(
-            f"model: {name!r} is not known{nearest(str(name), registry)}; built-in: {', '.join(model_names())}; "
-            "others by {transformers: …}, {timm: …} or {factory: 'package.module:function'}"
+            f"model: {name!r} is not known{nearest(str(name), registry)}; "
+            f"built-in: {', '.join(model_names())}; others by {{transformers: …}}, {{timm: …}} or {{factory: …}}"
         )
     settings = resolve(name, registry[name], given, facts)
     return replace(settings.build(), spec=as_spec(name, settings))

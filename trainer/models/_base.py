@@ -32,7 +32,7 @@ class BuiltModel:
     task: str
     """Name of the task for `task_for`: "classification", "causal_lm", "transformers.masked_lm", …"""
     spec: dict[str, Any]
-    """JSON-able and fully resolved: `build_model(spec)` gives the same shapes without any facts of the data."""
+    """JSON-able and fully resolved: `build_model(spec)` gives the same shapes without facts of the data."""
     input_shape: tuple[int, ...] | None = None
     """One row of input; None where the model does not say it (an own factory without data)."""
     input_dtype: torch.dtype = torch.float32
@@ -40,7 +40,7 @@ class BuiltModel:
     """For integer inputs: values lie in [0, input_range)."""
 
     def example(self, rows: int, *, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-        """Positional inputs of the right shape and dtype for `rows` rows, all zeros; `device="meta"` costs nothing.
+        """Positional inputs of the right shape and dtype for `rows` rows, all zeros; on "meta" at no cost.
 
         raises: ConfigError where the shape of an input is unknown.
         """
@@ -63,7 +63,7 @@ class ModelSettings(ABC):
 
     @abstractmethod
     def build(self) -> BuiltModel:
-        """Makes the module with torch's global generator; `spec` may be left empty, the caller fills it in."""
+        """Makes the module with torch's global generator; `spec` is left empty, the caller fills it in."""
 
 
 def resolve(
@@ -82,7 +82,7 @@ def resolve(
     for key, fact in kind.facts.items():
         if key not in values and fields[key].default is dataclasses.MISSING:
             raise ConfigError(
-                f"model {name}: {key} is not given and the data does not say it (fact {fact!r}); set model.{key}"
+                f"model {name}: {key} is not given and the data has no fact {fact!r} to tell it; set model.{key}"
             )
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -127,9 +127,9 @@ def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Weights made inside depend on `seed` alone; torch's, NumPy's and Python's global generators are put back.
+    """Weights made inside depend on `seed` alone; the global generators (torch, NumPy, Python) are put back.
 
-    Only the CPU generator is seeded: models are made on the CPU, so that every device starts from the same bits.
+    Only the CPU generator is seeded: models are made on the CPU, so every device starts from the same bits.
     """
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):

@@ -12,10 +12,10 @@ from ._base import AsImage, BuiltModel, ModelSettings, Size
 
 @dataclass(frozen=True, kw_only=True)
 class ConvBatchNorm(ModelSettings):
-    """3×3 convolutions, each with BatchNorm, ReLU and 2×2 max-pooling, then a global mean and one linear layer.
+    """3×3 convolutions with BatchNorm, ReLU and 2×2 max-pooling, then a global mean and one linear layer.
 
-    Takes [B, C, H, W] or [B, C*H*W]; gives logits [B, classes]. Pooling stops where the image is smaller than 2 × 2.
-    BatchNorm's statistics are those of the rows that one rank sees in one micro-batch.
+    Takes [B, C, H, W] or [B, C*H*W]; gives logits [B, classes]. Pooling stops where the image is smaller than
+    2 × 2. BatchNorm's statistics are those of the rows that one rank sees in one micro-batch.
     """
 
     facts: ClassVar = {"input_shape": "input_shape", "classes": "classes"}

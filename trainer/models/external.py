@@ -1,8 +1,9 @@
-"""Models of others: transformers, timm, and the user's own factory. Their libraries are imported on first use."""
+"""Models of others: transformers, timm and own factories. Their libraries are imported on first use."""
 
 import fnmatch
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,29 +23,34 @@ _AUTO_CLASSES = {
     "image_classification": "AutoModelForImageClassification",
 }
 _STYLES = {"colwise": "column", "rowwise": "row"}
+# Styles of embeddings and heads that may as well be whole on every rank: memory is all that they would save.
+_REPLICATED = {"colwise_rep", "colwise_gather_output", "embedding_rowwise"}
 
 
 def from_transformers(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
     """{transformers: name or path, task: …, config: {…}, pretrained: …}.
 
-    With `config` the model is built from it, without any download (`model_type` there, or the name, says which);
-    `pretrained` (default: true without `config`) loads weights: safetensors only, and never code from the hub.
-    The number of classes and the vocabulary come from the data where `config` does not say them. Weights are float32.
+    With `config` the model is built from it, without any download (`model_type` there, or the name, says
+    which); `pretrained` (default: true without `config`) loads weights: safetensors only, and never code from
+    the hub. The number of classes and the vocabulary come from the data where `config` does not say them.
+    Weights are float32.
     """
     refuse_unknown("model.transformers", given, ["transformers", "task", "config", "pretrained"])
-    transformers = _library("transformers", "transformers")
+    with _importing("transformers"):
+        import transformers
     name, task = given["transformers"], given.get("task")
     if task not in _AUTO_CLASSES:
         raise ConfigError(f"model.task={task!r} of {name!r}: want one of {', '.join(_AUTO_CLASSES)}")
     pretrained = bool(given.get("pretrained", given.get("config") is None))
-    config = _transformers_config(transformers, given, facts, pretrained)
-    auto = getattr(transformers, _AUTO_CLASSES[task])
-    if pretrained:
-        module = auto.from_pretrained(
-            name, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-        )
-    else:
-        module = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    with _importing("transformers"):  # the files of this one model are imported only here
+        config = _transformers_config(transformers, given, facts, pretrained)
+        auto = getattr(transformers, _AUTO_CLASSES[task])
+        if pretrained:
+            module = auto.from_pretrained(
+                name, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+            )
+        else:
+            module = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     module.train()  # from_pretrained gives it in evaluation mode, from_config in training mode
     resolved = json.loads(config.to_json_string(use_diff=False))
     shape, dtype = _transformers_input(config, task, facts)
@@ -99,13 +105,13 @@ def _transformers_layout(module: nn.Module, config: Any) -> Layout:
     """What transformers says of its own model: its tensor-parallel plan and the modules not to be split."""
     styles = dict(getattr(module, "_tp_plan", None) or {})
     names = [name for name, _ in module.named_modules()]
-    # A plan with styles beyond the two plain ones (sequence parallel, experts) is taken as no plan: half of it would
-    # compute something else. A gathered head is not needed: left out, it is replicated.
-    plain_styles = all(style in _STYLES or "gather" in style or "rep" in style for style in styles.values())
-    plan = (
-        {glob: _STYLES[style] for glob, style in styles.items() if style in _STYLES} if plain_styles else {}
-    )
-    plan = {glob: style for glob, style in plan.items() if fnmatch.filter(names, glob)}
+    # With any other style (sequence parallel, experts) there is no plan: half of one computes something else.
+    understood = set(styles.values()) <= {*_STYLES, *_REPLICATED}
+    plan = {
+        glob: _STYLES[style]
+        for glob, style in styles.items()
+        if understood and style in _STYLES and fnmatch.filter(names, glob)
+    }
     divisible: dict[str, int] = {}
     if plan:
         divisible["attention heads"] = config.num_attention_heads
@@ -114,9 +120,20 @@ def _transformers_layout(module: nn.Module, config: Any) -> Layout:
         )
         if getattr(config, "intermediate_size", None):
             divisible["mlp features"] = config.intermediate_size
+    return Layout(tensor_plan=plan, divisible=divisible, units=_transformers_units(module))
+
+
+def _transformers_units(module: nn.Module) -> tuple[str, ...]:
+    """The modules that transformers does not split, but for those that share a weight with a module outside."""
     whole = set(getattr(module, "_no_split_modules", None) or ())
-    units = tuple(name for name, part in module.named_modules() if type(part).__name__ in whole)
-    return Layout(tensor_plan=plan, divisible=divisible, units=units)
+    holders: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(name)
+    units = [name for name, part in module.named_modules() if type(part).__name__ in whole]
+    shared = [names for names in holders.values() if len(names) > 1]
+    return tuple(
+        unit for unit in units if all(len({n.startswith(f"{unit}.") for n in names}) == 1 for names in shared)
+    )
 
 
 def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
@@ -125,7 +142,8 @@ def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
     Classes and input channels come from the data where `args` do not say them.
     """
     refuse_unknown("model.timm", given, ["timm", "pretrained", "args"])
-    timm = _library("timm", "timm")
+    with _importing("timm"):
+        import timm
     name, pretrained = given["timm"], bool(given.get("pretrained", False))
     args: dict[str, Any] = {}
     if facts.get("classes") is not None:
@@ -139,7 +157,8 @@ def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
         raise ConfigError(f"model.timm={name!r} with args {args!r} is refused by timm: {error}") from error
     shape = tuple(plain(facts["input_shape"])) if facts.get("input_shape") is not None else None
     if shape is None or len(shape) != 3:
-        shape = tuple(module.default_cfg.get("input_size", (3, 224, 224)))
+        settings: Mapping[str, Any] = getattr(module, "default_cfg", {})
+        shape = tuple(settings.get("input_size", (3, 224, 224)))
     units = tuple(
         f"{name}.{child}"
         for name in ("blocks", "stages")
@@ -154,12 +173,12 @@ def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
     )
 
 
-def _children(module: nn.Module | None) -> list[tuple[str, nn.Module]]:
-    return list(module.named_children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
+def _children(module: Any) -> list[tuple[str, nn.Module]]:
+    return list(module.named_children()) if isinstance(module, (nn.Sequential, nn.ModuleList)) else []
 
 
 def from_factory(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
-    """{factory: "package.module:function", args: {…}, task: classification}: the function's nn.Module or BuiltModel.
+    """{factory: "package.module:function", args: {…}, task: …}: the function's nn.Module or BuiltModel.
 
     A module may carry its `layout` (a `Layout`); of an `nn.Sequential` the order is known without one.
     """
@@ -195,22 +214,31 @@ def _sequential_order(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, _ in module.named_children()) if composed else ()
 
 
-def _library(name: str, extra: str) -> Any:
-    """The library, or a ConfigError that says what failed: timm pulls in torchvision, which fails on some torches."""
-    import importlib
+@contextmanager
+def _importing(library: str) -> Iterator[None]:
+    """A failed import becomes a ConfigError that says what to install.
 
+    Both libraries import torchvision, whose compiled part must fit torch: built for another torch, or for CUDA
+    beside a CPU torch, it fails at a missing operator, and transformers does so only when a model is first named.
+    """
     try:
-        return importlib.import_module(name)
+        yield
     except (ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"model: {name} cannot be imported ({type(error).__name__}: {error}); install it with "
-            f"pip install 'forgepress[models]'"
-            + (
-                "; timm needs a torchvision built for the installed torch (same version and same CPU or CUDA build)"
-                if name == "timm"
-                else ""
-            )
-        ) from error
+        causes = [error, *_causes(error)]
+        if not isinstance(error, ImportError) and "torchvision::" not in str(causes[-1]):
+            raise
+        hint = (
+            "install a torchvision built for this torch (same release, same CPU or CUDA build)"
+            if any("torchvision" in str(cause) for cause in causes)
+            else "install it with pip install 'forgepress[models]'"
+        )
+        raise ConfigError(f"model: {library} cannot be imported ({causes[-1]}); {hint}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while (cause := error.__cause__) is not None:
+        yield cause
+        error = cause
 
 
 EXTERNAL: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], BuiltModel]] = {

@@ -1,4 +1,4 @@
-"""A small GPT whose parts are what the engines need: one tensor in, one tensor out, separate q, k, v and out."""
+"""A small GPT of parts that engines can cut: one tensor in, one out; separate query, key, value and out."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ class Embedding(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention [B, T, W] → [B, T, W].
 
-    How many heads are here follows from the width of the projection, so that query, key and value may be cut by
-    columns and out by rows (tensor parallel) without this module knowing.
+    How many heads are here follows from the width of the projection, so that query, key and value may be cut
+    by columns and out by rows (tensor parallel) without this module knowing.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -108,7 +108,7 @@ class GPT(ModelSettings):
     """Width of the MLP in units of `width`."""
     dropout: Probability = 0.0
     tied: bool = False
-    """Head and token embedding share one weight; such a model has no stage order, so it cannot be pipelined."""
+    """Head and token embedding share one weight; such a model has no order of stages: no pipeline."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -123,8 +123,8 @@ class GPT(ModelSettings):
             module.head.weight = module.embed.tokens.weight  # type: ignore[union-attr]
         blocks = tuple(f"blocks.{number}" for number in range(self.layers))
         layout = Layout(
-            # A shared weight would be two weights once embed and head are on different stages. As FSDP units embed
-            # and head would each want to own it, so then only the blocks are units.
+            # A shared weight would be two weights once embed and head are on different stages. As FSDP units
+            # embed and head would each want to own it, so then only the blocks are units.
             order=() if self.tied else ("embed", *blocks, "norm", "head"),
             units=blocks if self.tied else (),
             tensor_plan={
@@ -156,7 +156,7 @@ class GPT(ModelSettings):
         return nn.Sequential(parts)
 
     def _initialise(self, module: nn.Module) -> None:
-        """Normal weights of 0.02, less on what is added to the residual stream, so that its variance stays put."""
+        """Normal weights of 0.02; less where the residual stream is added to, so that its variance stays put."""
         for name, parameter in module.named_parameters():
             if parameter.ndim == 2:
                 added = name.endswith(("attention.out.weight", "mlp.down.weight"))

@@ -51,11 +51,12 @@ class LeNet300100(ModelSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LeNet5(ModelSettings):
-    """LeNet-5 in Caffe's form: two 5×5 convolutions (20, 50), max-pooling, 800 → 500 → 10; 431,080 parameters.
+    """LeNet-5 in Caffe's form: two 5×5 convolutions (20, 50), pooling, 800 → 500 → 10; 431,080 parameters.
 
     Takes [B, 1, 28, 28] or [B, 784]; gives logits [B, classes]. As in Caffe there is no activation after the
-    convolutions: published pruning results start from that network, max-pooling is nonlinearity enough for MNIST
-    (about 0.8 % error), and accuracy and sparsity stay comparable. `convolution_relu: true` adds ReLU after both.
+    convolutions: published pruning results start from that network, max-pooling is nonlinearity enough for
+    MNIST (about 0.8 % error), and accuracy and sparsity stay comparable. `convolution_relu: true` adds ReLU
+    after both.
     source: Caffe, examples/mnist/lenet_train_test.prototxt; Han et al. 2015, arXiv:1506.02626.
     """
 
@@ -71,8 +72,8 @@ class LeNet5(ModelSettings):
     def __post_init__(self) -> None:
         if min(self.input_shape[1:]) < 16:
             raise ConfigError(
-                f"model lenet_5: input_shape={list(self.input_shape)} is too small for two 5×5 convolutions with "
-                "pooling; want at least 16 × 16, or use the model conv_bn or lenet_300_100"
+                f"model lenet_5: input_shape={list(self.input_shape)} is too small for two 5×5 convolutions "
+                "with pooling; want at least 16 × 16, or use the model conv_bn or lenet_300_100"
             )
 
     def build(self) -> BuiltModel:
