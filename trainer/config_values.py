@@ -9,13 +9,13 @@ from .config_errors import nearest, refuse, show
 
 MODEL_KINDS: dict[str, tuple[str, ...] | None] = {
     "name": None,
-    "transformers": None,
-    "timm": None,
-    "factory": ("args",),
+    "transformers": ("task", "config", "pretrained"),
+    "timm": ("pretrained", "args"),
+    "factory": ("args", "task"),
 }
 """Key that says which kind of model → other keys it may have; None: the model's own, checked by it."""
 
-SOURCE_KEYS: dict[str, tuple[str, ...] | None] = {
+SOURCE_KINDS: dict[str, tuple[str, ...] | None] = {
     "name": None,
     "idx": (),
     "text": ("length", "tokens"),
@@ -31,14 +31,14 @@ def check_model(value: Any) -> Any:
     """`value` itself, if it is a model's name or a mapping of one kind; the model checks its own settings."""
     _one_kind(value, MODEL_KINDS, "lenet_300_100")
     factory = value.get("factory") if isinstance(value, dict) else None
-    if factory is not None and not re.fullmatch(r"[\w.]+:\w+", str(factory)):
+    if factory is not None and not re.fullmatch(r"[\w.]+:[\w.]+", str(factory)):
         refuse((("factory",), f'given {show(factory)}; want "package.module:function"'))
     return value
 
 
 def check_source(value: Any) -> Any:
     """`value` itself, if it is a built-in source's name or a mapping of one known kind with known keys."""
-    _one_kind(value, SOURCE_KEYS, "digits")
+    _one_kind(value, SOURCE_KINDS, "digits")
     return value
 
 
@@ -65,23 +65,3 @@ def _one_kind(value: Any, kinds: dict[str, tuple[str, ...] | None], example: str
                 if key not in (kind, *others)
             )
         )
-
-
-def name_or_mapping(names: tuple[str, ...], kinds: dict[str, tuple[str, ...] | None]) -> dict[str, Any]:
-    """The same rule as JSON Schema: `names` as suggestions, or a mapping with exactly one of `kinds`."""
-    text: dict[str, Any] = {"type": "string"}
-    if names:
-        text = {"enum": list(names)}
-    mappings = []
-    for kind, others in kinds.items():
-        properties = {key: {} for key in others or ()}
-        properties[kind] = {"type": "string"} if kind != "name" or not names else {"enum": list(names)}
-        mappings.append(
-            {
-                "type": "object",
-                "properties": properties,
-                "required": [kind],
-                "additionalProperties": others is None,
-            }
-        )
-    return {"anyOf": [text, *mappings]}
