@@ -13,7 +13,8 @@ def plain(value: Any) -> Any:
     """`value` as dicts, lists, strings, numbers, booleans and None.
 
     Tensors and NumPy values become numbers or nested lists (this waits for the device), dataclasses
-    become dicts without the fields that are None, sets become sorted lists. raises: TypeError for what has no JSON form.
+    become dicts without the fields that are None, sets become sorted lists.
+    raises: TypeError for what has no JSON form.
     """
     if value is None or isinstance(value, bool | int | str):
         return value

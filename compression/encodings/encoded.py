@@ -41,7 +41,7 @@ def occupied(flat: Tensor) -> np.ndarray:
     octets = flat.view(torch.uint8).numpy()
     if size in (1, 2, 4, 8):
         return octets.view(f"u{size}").astype(bool)
-    return octets.reshape(-1, size).any(axis=1)  # complex128: no integer type is that wide
+    return octets.reshape(-1, size).max(axis=1) > 0  # complex128: no integer type is that wide
 
 
 def take(flat: Tensor, positions: np.ndarray) -> Tensor:

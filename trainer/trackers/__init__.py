@@ -44,9 +44,8 @@ class Trackers:
     @property
     def state(self) -> dict[str, Any]:
         """What identifies the run elsewhere, for summary and checkpoint: {"wandb": {"id": …}} or {}."""
-        return {
-            name: {"id": tracker.id} for name, tracker in self._trackers.items() if hasattr(tracker, "id")
-        }
+        ids = {name: getattr(tracker, "id", None) for name, tracker in self._trackers.items()}
+        return {name: {"id": known} for name, known in ids.items() if known is not None}
 
     def close(self) -> None:
         """Closes all; an error of one does not keep the others open. Calling it twice is harmless."""
