@@ -302,7 +302,7 @@ class RunConfig(Part):
         """The config in YAML `files` (later ones win) and `key.sub=value` overrides. raises: ConfigError."""
         from .config_file import load_config
 
-        return load_config(*files, overrides=overrides)
+        return load_config(files, overrides)
 
     @property
     def run_folder(self) -> Path:

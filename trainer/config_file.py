@@ -44,16 +44,20 @@ class Origins:
         return (names.index(problem.place), 0) if problem.place in names else (len(names), 0)
 
 
-def load_config(*files: str | FilePath, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run in YAML `files`, merged in order (lists are replaced), then `key.sub=value` overrides.
+Files = str | FilePath | Sequence[str | FilePath]
+
+
+def load_config(files: Files, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run in YAML `files` (one or several), merged in order (lists are replaced), then `key.sub=value` overrides.
 
     A run without a name is called after the last file. raises: ConfigError with every problem that was found.
     """
-    return load_with_origins(*files, overrides=overrides)[0]
+    return load_with_origins(files, overrides)[0]
 
 
-def load_with_origins(*files: str | FilePath, overrides: Sequence[str] = ()) -> tuple[RunConfig, Origins]:
+def load_with_origins(files: Files, overrides: Sequence[str] = ()) -> tuple[RunConfig, Origins]:
     """`load_config`, with where each key came from, so that later checks can name file and line too."""
+    files = [files] if isinstance(files, str | FilePath) else list(files)
     documents = [(str(file), _read(FilePath(file))) for file in files]
     origins = Origins({}, tuple((name, document.lines) for name, document in documents))
     what = " + ".join(name for name, _ in documents) or "the config"
