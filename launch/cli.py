@@ -1,0 +1,266 @@
+"""The command line. Every command imports what it needs when it runs, so that help and config errors are quick."""
+
+import functools
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError, ForgepressError
+
+app = typer.Typer(
+    help="Train PyTorch models on any mesh and compress them while they train.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+verify_app = typer.Typer(help="Prove on your own config that the promises hold.", no_args_is_help=True)
+app.add_typer(verify_app, name="verify")
+
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG... [KEY=VALUE]...",
+        help="Config files (.yaml; later ones override earlier ones), then single settings such as data.batch=64.",
+    ),
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option("--ranks", min=1, help="Processes; by default as many as the config's mesh needs."),
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 0 done, 2 config error, 75 stopped after a save, 130 Ctrl-C."""
+    if "FORGEPRESS_PARENT" in os.environ:
+        from .rank import die_with_parent
+
+        die_with_parent()
+    try:
+        app(args=arguments, prog_name="forgepress")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _command(group: typer.Typer, name: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Registers a command; ForgepressErrors become one line on stderr and their own exit code."""
+
+    def register(function: Callable[..., int | None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, **options: Any) -> None:
+            try:
+                code = function(*args, **options)
+            except ForgepressError as error:
+                if os.environ.get("FORGEPRESS_DEBUG") == "1":
+                    traceback.print_exc()
+                typer.echo(f"error: {error}", err=True)
+                code = error.exit_code
+            except KeyboardInterrupt:
+                code = 130
+            raise typer.Exit(code or 0)
+
+        return group.command(name)(run)
+
+    return register
+
+
+@_command(app, "train")
+def train(
+    words: Words,
+    ranks: Ranks = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; the run's checkpoints are replaced.")
+    ] = False,
+) -> int:
+    """Train, compress and export as CONFIG says.
+
+    Starts its ranks by itself; under torchrun or srun it joins what is there. A run of the same name goes on where it
+    stopped. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint first (exit code 75).
+    """
+    from .environment import read_place
+
+    place = read_place()
+    config = load(words)
+    if place.launched_by == "nothing":
+        from .local import run_local
+
+        needed = ranks or mesh_ranks(config)
+        arguments = ["train", *words, *(["--fresh"] if fresh else [])]
+        return run_local(arguments, needed, run_folder=config.run_folder, timeout=config.parallel.timeout)
+    if ranks is not None and ranks != place.world:
+        raise ConfigError(
+            f"--ranks {ranks} was given, but {place.launched_by} has already started {place.world} ranks; "
+            "leave --ranks out"
+        )
+    from .rank import run_rank
+
+    def work(placed: Any) -> None:
+        from ..trainer import loop
+
+        loop.train(config, fresh=fresh, place=placed)
+
+    return run_rank(work, place, run_folder=config.run_folder, timeout=config.parallel.timeout)
+
+
+@_command(app, "check")
+def check(words: Words, ranks: Ranks = None) -> None:
+    """Check CONFIG without training: settings, data, mesh arithmetic, memory. Needs no GPU and no cluster."""
+    config = load(words)
+    from ..trainer import preflight
+
+    report = preflight.check(config, ranks or mesh_ranks(config))
+    if report is not None:
+        typer.echo(report)
+
+
+@_command(verify_app, "parity")
+def verify_parity(
+    words: Words,
+    mesh: Annotated[
+        list[str],
+        typer.Option("--mesh", help="Degrees such as shard=2,tensor=2; may be given several times."),
+    ],
+) -> int:
+    """Train CONFIG on one process and on each mesh and compare losses, masks and weights."""
+    config = load(words)
+    from . import verify
+
+    return verify.parity(config, [degrees(text) for text in mesh])
+
+
+@_command(verify_app, "resume")
+def verify_resume(
+    words: Words,
+    kill_at: Annotated[
+        list[int] | None, typer.Option("--kill-at", help="Step at which the run is killed.")
+    ] = None,
+    then_mesh: Annotated[
+        list[str] | None, typer.Option("--then-mesh", help="Mesh to go on with after a kill.")
+    ] = None,
+) -> int:
+    """Kill CONFIG's run in the middle, resume it and compare with a run that was never stopped."""
+    config = load(words)
+    from . import verify
+
+    return verify.resume(config, kill_at or [], [degrees(text) for text in then_mesh or []])
+
+
+@_command(app, "export")
+def export(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder or one checkpoint in it.")
+    ],
+    format: Annotated[
+        list[str] | None, typer.Option("--format", help="Formats; by default those of the config.")
+    ] = None,
+) -> None:
+    """Write the artifacts of a finished run or of one checkpoint."""
+    from ..trainer import export as exporting
+
+    for written in exporting.export(existing(path), formats=format or None):
+        typer.echo(str(written))
+
+
+@_command(app, "report")
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Write RUN's report.html from its metrics and summary."""
+    from ..trainer import report as reporting
+
+    typer.echo(str(reporting.report(existing(run))))
+
+
+@_command(app, "techniques")
+def list_techniques(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show this one with all its settings.")
+    ] = None,
+) -> None:
+    """List the compression techniques, or describe one."""
+    from .describe import describe_technique, table_of_techniques
+
+    typer.echo(describe_technique(name) if name else table_of_techniques())
+
+
+@_command(app, "schema")
+def schema() -> None:
+    """Print the config's JSON Schema, for editors."""
+    from ..trainer.config_schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@_command(app, "bench")
+def bench(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact file or folder.")],
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Batch sizes; by default 1 and 32.")
+    ] = None,
+) -> None:
+    """Measure an artifact's latency on this device."""
+    from ..trainer import bench as benching
+
+    typer.echo(json.dumps(benching.latency(existing(artifact), batches=batch or [1, 32]), indent=2))
+
+
+def load(words: list[str]) -> Any:
+    """The RunConfig of the command line's words."""
+    files, overrides = split_words(words)
+    from ..trainer.config_file import load_config
+
+    return load_config(*files, overrides=overrides)
+
+
+def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Config files and key=value overrides; raises ConfigError for anything else."""
+    files: list[Path] = []
+    overrides: list[str] = []
+    for word in words:
+        is_yaml = word.endswith((".yaml", ".yml"))
+        if is_yaml and ("=" not in word or Path(word).exists()):
+            files.append(Path(word))
+        elif re.match(r"[^=\s]+=", word):
+            overrides.append(word)
+        else:
+            raise ConfigError(f"{word!r} is neither a config file (.yaml, .yml) nor a setting (key=value)")
+    if not files:
+        raise ConfigError(f"no config file given, only {' '.join(overrides)}; want at least one .yaml file")
+    return files, overrides
+
+
+def degrees(text: str) -> dict[str, int]:
+    """ "shard=2,tensor=2" → {"shard": 2, "tensor": 2}; raises ConfigError."""
+    axes = ("pipeline", "replicate", "shard", "context", "tensor")
+    result: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, degree = part.strip().partition("=")
+        if axis not in axes or not degree.isdigit() or int(degree) < 1 or axis in result:
+            raise ConfigError(
+                f"mesh {text!r}: {part!r} is not AXIS=DEGREE; want each of {', '.join(axes)} at most once, from 1"
+            )
+        result[axis] = int(degree)
+    return result
+
+
+def mesh_ranks(config: Any) -> int:
+    """How many ranks the config's mesh needs: the product of its degrees."""
+    parallel = config.parallel
+    return parallel.replicate * parallel.shard * parallel.tensor * parallel.pipeline * parallel.context
+
+
+def existing(path: Path) -> Path:
+    """`path` itself; raises ConfigError if it is not there."""
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
