@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
-from .config_errors import refuse
+from .config_errors import refusal
 from .config_values import check_model, check_source
 
 if TYPE_CHECKING:
@@ -173,7 +173,9 @@ class TechniqueConfig(BaseModel):
     def _known(self) -> TechniqueConfig:
         from .config_techniques import check_technique
 
-        refuse(*check_technique(self.name, self.settings))
+        problems = check_technique(self.name, self.settings)
+        if problems:
+            raise refusal(*problems)
         return self
 
 
@@ -199,7 +201,7 @@ class PhaseConfig(Part):
     def _one_length(self) -> PhaseConfig:
         if (self.steps is None) == (self.epochs is None):
             given = "neither" if self.steps is None else f"steps: {self.steps} and epochs: {self.epochs}"
-            refuse(((), f"given {given}; want the length of the phase as either steps or epochs"))
+            raise refusal(((), f"given {given}; want the length of the phase as either steps or epochs"))
         return self
 
 
@@ -275,7 +277,7 @@ def _as_formats(value: Any) -> Any:
 def _some(phases: Any) -> Any:
     # pydantic's own min_length counts the entries that are right, and would call three wrong phases none.
     if isinstance(phases, list | tuple) and not phases:
-        refuse(((), "given an empty list; want one phase or more, for example [{steps: 500}]"))
+        raise refusal(((), "given an empty list; want one phase or more, for example [{steps: 500}]"))
     return phases
 
 
@@ -347,7 +349,7 @@ class RunConfig(Part):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         names = [phase.name for phase in self.phases]
-        problems = [
+        problems: list[tuple[Any, str]] = [
             (("phases", index, "name"), f"given {name!r} a second time; want another name for each phase")
             for index, name in enumerate(names)
             if name in names[:index]
@@ -356,7 +358,8 @@ class RunConfig(Part):
         for index, phase in enumerate(self.phases):
             if phase.optimizer is not None:
                 problems += _idle_optimizer_keys(self.optimizer_of(phase), ("phases", index, "optimizer"))
-        refuse(*problems)
+        if problems:
+            raise refusal(*problems)
         return self
 
 

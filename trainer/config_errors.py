@@ -49,12 +49,11 @@ def config_error(problems: Iterable[Problem], what: str = "the config") -> Confi
     return ConfigError("\n".join([f"{what} has {count}", *(str(problem) for problem in unique)]))
 
 
-def refuse(*problems: tuple[Path, str]) -> None:
-    """Raise inside a pydantic validator; a problem is (path below the value, message); none: do nothing."""
-    if problems:
-        summary = "; ".join(f"{written(path)}: {message}" if path else message for path, message in problems)
-        # The message is a template for pydantic: braces in it would be read as fields.
-        raise PydanticCustomError("forgepress", "{summary}", {"summary": summary, "problems": list(problems)})
+def refusal(*problems: tuple[Path, str]) -> PydanticCustomError:
+    """What a pydantic validator raises: each problem is (path below the validated value, message)."""
+    summary = "; ".join(f"{written(path)}: {message}" if path else message for path, message in problems)
+    # The message is a template for pydantic: braces in it would be read as fields.
+    return PydanticCustomError("forgepress", "{summary}", {"summary": summary, "problems": list(problems)})
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

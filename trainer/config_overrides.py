@@ -50,25 +50,27 @@ def _read(text: str) -> tuple[Path, Any]:
 
 def _set(config: dict[str, Any], path: Path, value: Any) -> None:
     holder: Any = config
-    for depth, key in enumerate(path):
-        last = depth == len(path) - 1
-        above = written(path[:depth])
-        if isinstance(holder, list):
-            if not isinstance(key, int) or key > len(holder):
-                raise ValueError(
-                    f"{above} is a list with {len(holder)} entries; want an index from 0 to {len(holder)}"
-                )
-            if key == len(holder):
-                holder.append(None)
-        elif isinstance(holder, dict):
-            key = str(key)
-        else:
-            raise ValueError(f"{above} is {show(holder)}, not a mapping; set {above} as a whole")
-        if last:
-            holder[key] = value
-            return
-        below = holder[key] if isinstance(holder, list) else holder.get(key)
-        if below is None:
-            below = [] if path[depth + 1] == 0 else {}
-            holder[key] = below
-        holder = below
+    for depth, key in enumerate(path[:-1]):
+        key = _slot(holder, key, path[:depth])
+        if holder[key] is None:
+            holder[key] = [] if path[depth + 1] == 0 else {}
+        holder = holder[key]
+    holder[_slot(holder, path[-1], path[:-1])] = value
+
+
+def _slot(holder: Any, key: str | int, above: Path) -> Any:
+    """`key` as it fits `holder`, where it now exists (None if it is new). raises: ValueError."""
+    if isinstance(holder, dict):
+        holder.setdefault(str(key), None)
+        return str(key)
+    where, rest = written(above), f"{show(holder)}, not a mapping"
+    if not isinstance(holder, list):
+        raise ValueError(f"{where} is {rest}; set {where} as a whole, for example {where}={{{key}: …}}")
+    if not isinstance(key, int) or key > len(holder):
+        size = len(holder)
+        raise ValueError(
+            f"{where} is a list with {size} entries; want an index from 0 to {size} ({size} appends)"
+        )
+    if key == len(holder):
+        holder.append(None)
+    return key

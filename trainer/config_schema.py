@@ -71,9 +71,10 @@ def field_docs(kind: type) -> dict[str, str]:
             continue
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
         for field, below in pairwise(body):
-            named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-            if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                said[field.target.id] = inspect.cleandoc(str(below.value.value))
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                name = ast.unparse(field.target) if isinstance(field, ast.AnnAssign) else ""
+                said[name] = inspect.cleandoc(str(below.value.value))
+    said.pop("", None)
     return said
 
 

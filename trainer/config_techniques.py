@@ -41,7 +41,7 @@ def _problems(
         elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
             message = f"required by {name}, but not given"
         elif kind in ("value_error", "assertion_error"):
-            message = f"{name}: {detail['ctx']['error']}"
+            message = f"{name}: {detail.get('ctx', {}).get('error')}"
             path = path or _mentioned(message, settings)
         else:
             message = message_of(detail)

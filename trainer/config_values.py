@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .config_errors import nearest, refuse, show
+from .config_errors import nearest, refusal, show
 
 MODEL_KINDS: dict[str, tuple[str, ...] | None] = {
     "name": None,
@@ -32,7 +32,7 @@ def check_model(value: Any) -> Any:
     _one_kind(value, MODEL_KINDS, "lenet_300_100")
     factory = value.get("factory") if isinstance(value, dict) else None
     if factory is not None and not re.fullmatch(r"[\w.]+:[\w.]+", str(factory)):
-        refuse((("factory",), f'given {show(factory)}; want "package.module:function"'))
+        raise refusal((("factory",), f'given {show(factory)}; want "package.module:function"'))
     return value
 
 
@@ -47,21 +47,20 @@ def _one_kind(value: Any, kinds: dict[str, tuple[str, ...] | None], example: str
         return
     names = ", ".join(kinds)
     if not isinstance(value, dict):
-        refuse(((), f"given {show(value)}; want a name such as {example}, or a mapping with one of {names}"))
+        raise refusal(
+            ((), f"given {show(value)}; want a name such as {example}, or a mapping with one of {names}")
+        )
     given = [kind for kind in kinds if kind in value]
     if len(given) != 1:
         count = " and ".join(given) or (f"the keys {', '.join(map(str, value))}" if value else "{}")
         hint = "".join(nearest(str(key), kinds) for key in list(value)[:1] if not given)
-        refuse(((), f"given {count}; want exactly one of {names}{hint}"))
+        raise refusal(((), f"given {count}; want exactly one of {names}{hint}"))
     kind = given[0]
     if not isinstance(value[kind], str | list) or not value[kind]:
-        refuse(((kind,), f"given {show(value[kind])}; want text"))
+        raise refusal(((kind,), f"given {show(value[kind])}; want text"))
     others = kinds[kind]
-    if others is not None:
-        refuse(
-            *(
-                ((key,), f"unknown key{nearest(str(key), others)}")
-                for key in value
-                if key not in (kind, *others)
-            )
-        )
+    if others is None:
+        return
+    unknown = [key for key in value if key not in (kind, *others)]
+    if unknown:
+        raise refusal(*(((key,), f"unknown key{nearest(str(key), (kind, *others))}") for key in unknown))
