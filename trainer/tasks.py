@@ -26,7 +26,9 @@ class Task(Protocol):
     """The calls that the loop, the engines and the metrics make; B rows, C classes or vocabulary."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What `task_for` knows it by."""
+        ...
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""Precision of the arithmetic: autocast around the forward pass, and the loss scale that fp16 needs."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DivergenceError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: str, device: torch.device | str = "cpu") -> AbstractContextManager[Any]:
+    """The context for forward and loss: parameters stay float32, matrix products run in the lower precision.
+
+    raises: ConfigError for another precision than fp32, bf16, fp16.
+    """
+    if precision not in DTYPES:
+        raise ConfigError(f"precision: {precision!r} is not known; want one of {', '.join(DTYPES)}")
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
+
+
+class LossScaler:
+    """Keeps fp16 gradients within range: the loss is multiplied, the gradients divided again before the step.
+
+    The factor grows after `interval` steps in a row without overflow and falls at each overflow. Whether
+    there was one must be decided for all ranks together (`update` takes the answer), or their weights would
+    part.
+    source: Micikevicius et al. 2018, arXiv:1710.03740.
+    """
+
+    smallest = 2.0**-14
+    """Below this factor the gradients overflow by themselves: no scale can help."""
+
+    def __init__(
+        self,
+        *,
+        factor: float = 2.0**16,
+        growth: float = 2.0,
+        backoff: float = 0.5,
+        interval: int = 2000,
+    ) -> None:
+        if not (factor > 0 and growth >= 1 and 0 < backoff < 1 and interval >= 1):
+            raise ValueError(
+                f"LossScaler({factor=}, {growth=}, {backoff=}, {interval=}): want factor > 0, growth >= 1, "
+                "0 < backoff < 1, interval >= 1"
+            )
+        self.factor, self.growth, self.backoff, self.interval = factor, growth, backoff, interval
+        self.good_steps = 0
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss to call backward on."""
+        return loss * self.factor
+
+    def unscale(self, gradients: Iterable[Tensor | None], device: torch.device | str = "cpu") -> Tensor:
+        """Divides local gradients by the factor in place; 1.0 where one of them is not finite, else 0.0
+        (0-d).
+
+        Missing and empty gradients are passed over. The answer is this rank's own, on `device`: take its
+        maximum over the ranks and give it to `update`. cost: one pass over the gradients, no wait for the
+        device.
+        """
+        found = torch.zeros((), device=device)
+        inverse = torch.tensor(1.0 / self.factor)
+        for kind in _by_device_and_dtype(gradients):
+            here, scale = found.new_zeros(1, device=kind[0].device), inverse.to(kind[0].device)
+            # what torch's own GradScaler calls: scales and looks for inf and NaN in one pass
+            torch._amp_foreach_non_finite_check_and_unscale_(kind, here, scale)  # pyright: ignore[reportPrivateImportUsage]
+            found = torch.maximum(found, here[0].to(found.device))
+        return found
+
+    def update(self, found_inf: bool) -> None:
+        """Adapts the factor after a step; `found_inf` is the answer of all ranks together.
+
+        A step with `found_inf` must not move the weights. raises: DivergenceError where no factor is small
+        enough.
+        """
+        if not found_inf:
+            self.good_steps += 1
+            if self.good_steps == self.interval:
+                self.factor, self.good_steps = self.factor * self.growth, 0
+            return
+        self.factor, self.good_steps = self.factor * self.backoff, 0
+        if self.factor < self.smallest:
+            raise DivergenceError(
+                f"precision fp16: gradients overflow even at a loss scale of {self.factor:g}; the model has diverged "
+                "or its values exceed 65504: lower optimizer.lr or use precision: bf16"
+            )
+
+    def state_dict(self) -> dict[str, float | int]:
+        """The factor and the count of good steps in a row, JSON-able."""
+        return {"factor": self.factor, "good_steps": self.good_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`'s answer."""
+        self.factor, self.good_steps = float(state["factor"]), int(state["good_steps"])
+
+
+def _by_device_and_dtype(gradients: Iterable[Tensor | None]) -> list[list[Tensor]]:
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for gradient in gradients:
+        if gradient is not None and gradient.numel():
+            kinds.setdefault((gradient.device, gradient.dtype), []).append(gradient)
+    return list(kinds.values())
