@@ -174,7 +174,7 @@ def _bare(
         return made if isinstance(made, nn.Module) else made.module  # or a BuiltModel
     if given.get("factory") is not None and not trust_factory:
         raise CheckpointError(
-            f"artifact {folder}: its model is made by the Python function {given['factory']!r}, which would be imported "
+            f"artifact {folder}: its model is made by the Python function {given['factory']!r}, which is imported "
             "and run; pass factory=… to load() with your own function, or trust_factory=True if you trust the file"
         )
     from .models import build_model
