@@ -75,10 +75,13 @@ def metric(name: str) -> Part:
 
 
 class Meter:
-    """Adds up the metrics `names` over batches. Nothing is read back from the device until `result`."""
+    """Adds up metrics over batches. Nothing is read back from the device until `result`.
 
-    def __init__(self, names: Sequence[str], task: Task, *, device: torch.device | str = "cpu") -> None:
-        self.names = tuple(names)
+    names: as the config says them; none = those of the task. The loss is always among them.
+    """
+
+    def __init__(self, task: Task, names: Sequence[str] = (), *, device: torch.device | str = "cpu") -> None:
+        self.names = tuple(dict.fromkeys((*(names or task.metrics), "loss")))
         self._parts = {name: metric(name) for name in self.names}
         self._task = task
         self._sums = torch.zeros(len(self.names), 2, dtype=torch.float64, device=device)

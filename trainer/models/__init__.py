@@ -29,7 +29,7 @@ def build_model(
              {factory: "package.module:function"}.
     seed:    the weights depend on it alone, whatever the global generators' state, which stays as it was.
     device:  where the module ends up; weights are made on the CPU so that they are the same bits everywhere.
-             "meta" allocates nothing (built-in models only).
+             "meta" allocates and loads nothing (timm and own factories are made first, then dropped).
     data:    facts of the data that fill unset sizes: {"input_shape": (1, 28, 28), "classes": 10,
              "vocabulary": 65, "length": 64}.
     raises:  ConfigError for an unknown model or setting (with the nearest), a wrong value, a missing library.
@@ -44,7 +44,8 @@ def build_model(
         )
     kind = kinds[0]
     device = torch.device(device)
-    with seeded(seed), torch.device("meta" if device.type == "meta" and kind == "name" else "cpu"):
+    shapes_only = device.type == "meta" and kind in ("name", "transformers")
+    with seeded(seed), torch.device("meta" if shapes_only else "cpu"):
         built = _built_in(given, facts) if kind == "name" else EXTERNAL[kind](given, facts)
     built.module.to(device)
     return built

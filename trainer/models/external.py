@@ -45,7 +45,7 @@ def from_transformers(given: Mapping[str, Any], facts: Mapping[str, Any]) -> Bui
     with _importing("transformers"):  # the files of this one model are imported only here
         config = _transformers_config(transformers, given, facts, pretrained)
         auto = getattr(transformers, _AUTO_CLASSES[task])
-        if pretrained:
+        if pretrained and torch.get_default_device().type != "meta":
             module = auto.from_pretrained(
                 name, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
             )
