@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _broadcast_coalesced
 from torch.nn.parallel import DistributedDataParallel
 
 from .mesh import DATA_AXES, Mesh
@@ -15,11 +16,11 @@ _BUCKET_BYTES = 250 * 1024 * 1024
 
 
 def same_start(module: nn.Module, mesh: Mesh) -> None:
-    """Give all data ranks the weights and buffers of the first one. cost: one broadcast of the model."""
+    """Give all data and tensor ranks the weights and buffers of the first one. cost: one broadcast of the model."""
     tensors = [x.detach() for x in (*module.parameters(), *module.buffers())]
-    for group in mesh.groups(DATA_AXES):
+    for group in mesh.groups((*DATA_AXES, "tensor")):
         if tensors:
-            dist._broadcast_coalesced(group, tensors, _BUCKET_BYTES, 0)
+            _broadcast_coalesced(group, tensors, _BUCKET_BYTES, 0)
 
 
 class WholeModel:
@@ -39,6 +40,9 @@ class WholeModel:
 
     def finish(self) -> None:
         """Called once per step, after the last backward."""
+
+    def release(self) -> None:
+        """Called after a forward without backward."""
 
 
 class Replicas(WholeModel):
@@ -81,7 +85,7 @@ class Replicas(WholeModel):
         has = torch.tensor([parameter.grad is not None for parameter in trainable], device=self._mesh.device)
         on_ranks = self._mesh.reduce(has.int(), over=DATA_AXES).tolist()
         for parameter, ranks in zip(trainable, on_ranks, strict=True):
-            if ranks:
+            if ranks:  # used somewhere: then it has a gradient everywhere, as in one process
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad, group=self._group)

@@ -1,10 +1,10 @@
 """Weights, gradients and optimizer state divided over the shard axis: torch FSDP2, also with replicas (HSDP)."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ..errors import ConfigError
@@ -73,12 +73,9 @@ class Sharded(WholeModel):
         super().__init__(module)
         self._units = fsdp_units(module)
 
-    def alone(self) -> AbstractContextManager:
-        """As `WholeModel.alone`."""
-        return self._alone()
-
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
+        """As `WholeModel.alone`."""
         assert isinstance(self.module, FSDPModule)
         self.module.set_requires_gradient_sync(False)
         try:
@@ -86,11 +83,7 @@ class Sharded(WholeModel):
         finally:
             self.module.set_requires_gradient_sync(True)
 
-    def reshard(self) -> None:
-        """Free what a forward without backward left gathered: the next forward must see what was written since."""
+    def release(self) -> None:
+        """Free what a forward left gathered: the next forward must see what is written to the shards now."""
         for unit in self._units:
             unit.reshard()
-
-    def backward(self, loss: Tensor) -> None:
-        """As `WholeModel.backward`."""
-        loss.backward()

@@ -55,7 +55,7 @@ class Mesh:
     tensor: int = 1
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     root: DeviceMesh | None = field(default=None, compare=False)
     """All five axes, degree 1 included: FSDP and TP want a common parent."""
     data_mesh: DeviceMesh | None = field(default=None, compare=False)
@@ -80,7 +80,18 @@ class Mesh:
         root = init_device_mesh(device.type, tuple(full.values()), mesh_dim_names=AXES)
         both = full["replicate"] > 1 and full["shard"] > 1
         data_mesh = root[DATA_AXES]._flatten("data") if both else None
-        return cls(**full, rank=rank, world=world, device=device, root=root, data_mesh=data_mesh)
+        return cls(
+            pipeline=full["pipeline"],
+            replicate=full["replicate"],
+            shard=full["shard"],
+            context=full["context"],
+            tensor=full["tensor"],
+            rank=rank,
+            world=world,
+            device=device,
+            root=root,
+            data_mesh=data_mesh,
+        )
 
     @property
     def degrees(self) -> dict[str, int]:
@@ -122,11 +133,11 @@ class Mesh:
         """Whether the last pipeline stage (outputs and loss) lives here."""
         return self.coordinates["pipeline"] == self.pipeline - 1
 
-    def axes(self, *names: str) -> DeviceMesh:
+    def axes(self, first: str, *more: str) -> DeviceMesh:
         """The torch mesh of just these axes, degree 1 included. Only with several processes."""
         if self.root is None:
             raise RuntimeError("a mesh of one process has no device mesh")
-        return self.root[names if len(names) > 1 else names[0]]
+        return self.root[(first, *more) if more else first]
 
     def groups(self, over: tuple[str, ...] = AXES) -> list[dist.ProcessGroup]:
         """Process groups whose all-reduces, one after the other, reduce over these axes; none where all are 1."""

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .batchnorm import make_global
 from .data_parallel import Replicas, WholeModel, same_start
 from .fully_sharded import Sharded, shard_parameters
 from .layout import Layout
 from .mesh import Mesh
 from .microbatches import cut, row_counts
+from .pipeline import Pipeline, check_separable, make_part, plan_stages
+from .shadow import Shadow
+from .tensor import divide, open_after, resolve_plan
 
 Inputs = Callable[[Mapping[str, Tensor]], Any]
 """columns → what the model is called with: one tensor, or a dict of keyword arguments."""
@@ -41,21 +45,47 @@ class NativeEngine:
         """
         if type(microbatches) is not int or microbatches < 1:
             raise ConfigError(f"parallel.microbatches={microbatches!r}: want an integer, 1 or more")
-        self.mesh = mesh
-        self.layout = layout
-        self.microbatches = microbatches
+        self.mesh, self.microbatches = mesh, microbatches
+        plan = resolve_plan(model, layout, mesh.tensor) if mesh.tensor > 1 else {}
         model.to(mesh.device)
-        same_start(model, mesh)
-        self.parts: list[nn.Module] = [model]
-        self._whole = self._spread(model)
+        opened = open_after(model, layout.order or tuple(n for n, _ in model.named_children()), plan)
+        gathered = (
+            next(reversed(opened.values()), []) if plan else []
+        )  # columns that no row makes whole again
+        shadow, names = None, [layout.order]
+        if mesh.pipeline > 1:
+            names = plan_stages(
+                model,
+                layout,
+                mesh,
+                schedule=schedule,
+                microbatches=microbatches,
+                stages=stages,
+                costs=costs,
+                whole=[name for name in layout.order[:-1] if opened[name]],
+            )
+            check_separable(model, names)
+            shadow = Shadow(
+                model, layout.order
+            )  # before anything that would communicate is put into the model
+        self._mask = make_global(model, mesh)
+        self.parts = _cut(model, names, layout, mesh) if shadow else [model]
+        for part in self.parts:
+            same_start(part, mesh)
+            divide(part, plan, set(gathered), mesh)
+        self._whole = [self._spread(part, layout) for part in self.parts]
+        self._first = self._whole[0]
         self._parameters = {name: p for part in self.parts for name, p in part.named_parameters()}
+        self._pipeline = shadow and Pipeline(
+            self.parts, names, shadow, mesh, self._mask, schedule=schedule, microbatches=microbatches
+        )
 
-    def _spread(self, model: nn.Module) -> WholeModel:
+    def _spread(self, part: nn.Module, layout: Layout) -> WholeModel:
         mesh = self.mesh
-        if mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor > 1):
-            shard_parameters(model, self.layout, mesh)
-            return Sharded(model)
-        return Replicas(model, mesh) if mesh.replicate > 1 else WholeModel(model)
+        if mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1):
+            shard_parameters(part, layout, mesh, keep_whole_in_step=mesh.pipeline > 1)
+            return Sharded(part)
+        return Replicas(part, mesh) if mesh.replicate > 1 else WholeModel(part)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name → parameter, of what is held here: plain tensors, or DTensors where they are divided.
@@ -90,18 +120,21 @@ class NativeEngine:
         one process, which only batch normalisation can tell from others.
         returns: detached scalar, the sum of this rank's micro-batch losses (0 where the last stage is not).
         """
-        whole = self._whole
-        if self.microbatches == 1:
+        if self._pipeline is not None:
+            total = self._pipeline.forward_backward(columns, valid, inputs, loss)
+        elif self.microbatches == 1:
             total = self._forward_loss(columns, valid, inputs, loss)
-            whole.backward(total)
+            self._first.backward(total)
         else:
             total = self._accumulate(columns, valid, inputs, loss, global_rows)
-        whole.finish()
+        for whole in self._whole:
+            whole.finish()
         return total.detach()
 
     def _forward_loss(self, columns: Any, valid: Tensor | None, inputs: Inputs, loss: Loss) -> Tensor:
         x = inputs(columns)
-        outputs = self._whole.call(**x) if isinstance(x, dict) else self._whole.call(x)
+        self._mask.valid = valid
+        outputs = self._first.call(**x) if isinstance(x, dict) else self._first.call(x)
         return loss(outputs, columns, valid)
 
     def _accumulate(
@@ -111,12 +144,12 @@ class NativeEngine:
         losses = []
         for number, piece in enumerate(pieces, start=1):
             if number < len(pieces):
-                with self._whole.alone():
+                with self._first.alone():
                     value = self._forward_loss(piece.columns, piece.valid, inputs, loss)
-                    self._whole.backward(value)
+                    self._first.backward(value)
             else:
                 value = self._forward_loss(piece.columns, piece.valid, inputs, loss)
-                self._whole.backward(value)
+                self._first.backward(value)
             losses.append(value.detach())
         return torch.stack(losses).sum()
 
@@ -131,8 +164,17 @@ class NativeEngine:
 
         All ranks of the mesh must call it the same number of times.
         """
-        x = inputs(columns)
-        outputs = self._whole.module(**x) if isinstance(x, dict) else self._whole.module(x)
-        if isinstance(self._whole, Sharded):
-            self._whole.reshard()
+        if self._pipeline is not None:
+            outputs = self._pipeline.forward(columns, inputs)
+        else:
+            x = inputs(columns)
+            self._mask.valid = None
+            outputs = self._first.module(**x) if isinstance(x, dict) else self._first.module(x)
+        for whole in self._whole:
+            whole.release()
         return outputs
+
+
+def _cut(model: nn.Module, names: list[tuple[str, ...]], layout: Layout, mesh: Mesh) -> list[nn.Module]:
+    here = range(mesh.coordinates["pipeline"], len(names), mesh.pipeline)
+    return [make_part(model, names[s], layout.order, last=s == len(names) - 1) for s in here]

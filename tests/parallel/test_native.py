@@ -39,3 +39,46 @@ def test_data_axes_train_as_one_process_with_a_ragged_batch(
     ranks: int, degrees: dict[str, int], microbatches: int
 ) -> None:
     check("mlp", ranks, degrees, microbatches=microbatches)
+
+
+@pytest.mark.parametrize(("ranks", "degrees"), DATA_MESHES[:1] + DATA_MESHES[3:])
+def test_batch_normalisation_on_data_axes_is_that_of_one_process(ranks: int, degrees: dict[str, int]) -> None:
+    check("conv", ranks, degrees, microbatches=2)
+
+
+def test_batch_normalisation_holds_when_a_rank_has_no_rows() -> None:
+    check("conv", 4, {"replicate": 2, "shard": 2}, rows=3)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "degrees"),
+    [
+        (2, {"tensor": 2}),
+        (4, {"shard": 2, "tensor": 2}),
+        (4, {"replicate": 2, "tensor": 2}),
+        (8, {"replicate": 2, "shard": 2, "tensor": 2}),
+    ],
+)
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_tensor_parallel_products_train_as_one_process(
+    name: str, ranks: int, degrees: dict[str, int]
+) -> None:
+    check(name, ranks, degrees, microbatches=2)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved1f1b"])
+@pytest.mark.parametrize(
+    ("ranks", "degrees"),
+    [
+        (2, {"pipeline": 2}),
+        (3, {"pipeline": 3}),
+        (4, {"pipeline": 2, "shard": 2}),
+        (4, {"pipeline": 2, "replicate": 2}),
+        (4, {"pipeline": 2, "tensor": 2}),
+        (8, {"pipeline": 2, "shard": 2, "tensor": 2}),
+        (8, {"pipeline": 2, "replicate": 2, "shard": 2}),
+    ],
+)
+def test_pipeline_products_train_as_one_process(ranks: int, degrees: dict[str, int], schedule: str) -> None:
+    microbatches = 6 if degrees["pipeline"] == 3 else 4
+    check("transformer", ranks, degrees, microbatches=microbatches, schedule=schedule)

@@ -1,0 +1,269 @@
+"""Pipeline parallelism: runs of modules on different ranks, micro-batches flowing through them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
+from ..errors import ConfigError
+from .batchnorm import RowMask
+from .layout import Layout
+from .mesh import Mesh
+from .microbatches import Piece, cut
+from .shadow import Shadow, share_tensors
+from .split import balanced, by_hand, parameter_costs
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved1f1b": ScheduleInterleaved1F1B}
+STAGES_PER_RANK = 2  # of the interleaved schedule, where `stages` does not say
+
+
+def plan_stages(
+    model: nn.Module,
+    layout: Layout,
+    mesh: Mesh,
+    *,
+    schedule: str,
+    microbatches: int,
+    stages: Sequence[Sequence[str]] | None,
+    costs: Sequence[float] | None,
+    whole: Sequence[str] = (),
+) -> list[tuple[str, ...]]:
+    """The module names of every stage; stage s lives on pipeline rank s % mesh.pipeline.
+
+    stages: one list of globs over `layout.order` per stage; None = balanced by `costs` (one per member of the
+    order; None = numbers of parameters).   whole: modules after which must not be cut.
+    raises: ConfigError for whatever the model, the schedule and the mesh cannot do together.
+    """
+    if schedule not in SCHEDULES:
+        raise ConfigError(f"parallel.schedule={schedule!r}: want one of {', '.join(SCHEDULES)}")
+    order = layout.order
+    if not order:
+        names = [name for name, _ in model.named_modules() if name]
+        raise ConfigError(
+            f"parallel.pipeline={mesh.pipeline}: nobody has said in which order this model runs its modules; give "
+            "its layout an `order` of modules that each take one tensor and give one; the model has "
+            + ", ".join(names)
+        )
+    several = schedule == "interleaved1f1b"
+    count = len(stages) if stages is not None else mesh.pipeline * (STAGES_PER_RANK if several else 1)
+    _check_schedule(schedule, mesh.pipeline, microbatches, count, len(order))
+    forbidden = {order.index(name) for name in whole}
+    if stages is not None:
+        lengths = by_hand(order, stages)
+    else:
+        costs = parameter_costs(model, order) if costs is None else costs
+        if len(costs) != len(order):
+            raise ConfigError(
+                f"{len(costs)} costs for {len(order)} modules; want one for each member of the order"
+            )
+        try:
+            lengths = balanced(costs, count, forbidden)
+        except ValueError as error:
+            raise ConfigError(f"parallel.pipeline={mesh.pipeline}: {error}; {_divided(whole)}") from error
+    ends = [sum(lengths[: number + 1]) for number in range(count)]
+    wrong = [order[end - 1] for end in ends[:-1] if end - 1 in forbidden]
+    if wrong:
+        raise ConfigError(f"parallel.stages: a stage ends at {wrong[0]}; {_divided(wrong)}")
+    return [order[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
+def _divided(names: Sequence[str]) -> str:
+    if not names:
+        return "use fewer stages"
+    return (
+        f"after {', '.join(names)} activations are divided over the tensor axis, so a stage cannot end there"
+    )
+
+
+def _check_schedule(schedule: str, ranks: int, microbatches: int, stages: int, modules: int) -> None:
+    if stages > modules:
+        raise ConfigError(
+            f"parallel: {stages} pipeline stages, but the model has {modules} modules to divide"
+        )
+    if schedule == "interleaved1f1b":
+        if stages % ranks or stages < ranks:
+            raise ConfigError(
+                f"parallel.stages: {stages} stages cannot be dealt evenly to pipeline={ranks} ranks"
+            )
+        if microbatches < ranks or microbatches % max(1, microbatches // ranks):
+            raise ConfigError(
+                f"parallel.microbatches={microbatches}: interleaved1f1b runs them in rounds of at least {ranks}; "
+                f"use a multiple of pipeline={ranks}"
+            )
+    elif stages != ranks:
+        raise ConfigError(
+            f"parallel.stages: {stages} stages on pipeline={ranks} ranks; {schedule} has one stage per rank, "
+            "interleaved1f1b several"
+        )
+    if schedule == "1f1b" and microbatches < ranks:
+        raise ConfigError(
+            f"parallel.microbatches={microbatches}: 1f1b wants at least pipeline={ranks}; raise it or use gpipe"
+        )
+
+
+def check_separable(model: nn.Module, stages: Sequence[Sequence[str]]) -> None:
+    """raises ConfigError where a parameter or buffer belongs to no stage, or a parameter to two (tied)."""
+    homes: dict[int, set[int]] = {}
+    for number, names in enumerate(stages):
+        for name in names:
+            module = model.get_submodule(name)
+            for tensor in (*module.parameters(), *module.buffers()):
+                homes.setdefault(id(tensor), set()).add(number)
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
+        at = homes.get(id(tensor), set())
+        if not at:
+            raise ConfigError(
+                f"pipeline: {name} is in no module of the layout's order, so no stage would have it"
+            )
+        if len(at) > 1:
+            raise ConfigError(
+                f"pipeline: {name} is tied across stages {sorted(at)}; each stage would train a copy of its own; "
+                "untie it (tie_word_embeddings: false) or use pipeline=1"
+            )
+
+
+def make_part(model: nn.Module, names: Sequence[str], order: Sequence[str], *, last: bool) -> nn.Module:
+    """A stage: the tree of `model` with the very same parameters, and Identity where other stages' modules are.
+
+    Names do not change. Its forward runs just `names`, one after the other.
+    """
+    part = share_tensors(model, lambda tensor: tensor)
+    for name in order:
+        if name not in names:
+            parent, _, child = name.rpartition(".")
+            setattr(part.get_submodule(parent), child, nn.Identity())
+
+    def forward(x: Tensor) -> Tensor:
+        for name in names:  # looked up anew: FSDP and tensor parallelism may replace what a name stands for
+            x = part.get_submodule(name)(x)
+        return x if last else x.contiguous()  # gloo sends contiguous tensors only
+
+    part.forward = forward
+    return part
+
+
+class _Stage(PipelineStage):
+    """A stage that says which rows are real before it runs a micro-batch."""
+
+    before: Callable[[int], None]
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        self.before(fwd_chunk_id)
+        return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+
+@dataclass
+class _Step:
+    """What the schedule's callbacks need of the step in hand."""
+
+    pieces: list[Piece]
+    loss: Callable[[Any, Mapping[str, Tensor], Tensor | None], Tensor] | None
+
+
+class Pipeline:
+    """Runs steps of the local stages `parts`; all ranks of a pipeline call it with the same columns."""
+
+    def __init__(
+        self,
+        parts: Sequence[nn.Module],
+        stages: Sequence[Sequence[str]],
+        shadow: Shadow,
+        mesh: Mesh,
+        mask: RowMask,
+        *,
+        schedule: str,
+        microbatches: int,
+    ) -> None:
+        self._parts, self._shadow, self._mesh, self._mask = parts, shadow, mesh, mask
+        self._ends = [sum(map(len, stages[: number + 1])) for number in range(len(stages))]
+        self._kind, self._microbatches = schedule, microbatches
+        self._schedules: dict[Any, Any] = {}
+        self._step = _Step([], None)
+
+    def forward_backward(
+        self, columns: Mapping[str, Tensor], valid: Tensor | None, inputs: Any, loss: Any
+    ) -> Tensor:
+        """As `NativeEngine.forward_backward`; the loss comes in float64 on every rank."""
+        schedule, x = self._prepare(columns, valid, inputs, loss)
+        losses: list[Tensor] = []
+        args = (x,) if self._mesh.first_stage else ()
+        number = torch.arange(self._microbatches)  # the "target": which micro-batch the loss is of
+        schedule.step(*args, target=number, losses=losses, return_outputs=False)
+        self._step = _Step([], None)
+        zero = torch.zeros((), dtype=torch.float64, device=self._mesh.device)
+        return torch.stack([value.detach().double() for value in losses]).sum() if losses else zero
+
+    def forward(self, columns: Mapping[str, Tensor], inputs: Any) -> Any | None:
+        """As `NativeEngine.forward`; any number of rows that the micro-batches divide."""
+        schedule, x = self._prepare(columns, None, inputs, None)
+        args = (x,) if self._mesh.first_stage else ()
+        outputs = schedule.eval(*args)
+        self._step = _Step([], None)
+        return outputs
+
+    def _prepare(self, columns: Mapping[str, Tensor], valid: Tensor | None, inputs: Any, loss: Any) -> Any:
+        x = inputs(columns)
+        if isinstance(x, Mapping) and len(x) == 1:
+            x = next(iter(x.values()))
+        if not isinstance(x, Tensor):
+            raise ConfigError(
+                "pipeline: stages pass one tensor on, but the model is called with "
+                + (f"{', '.join(x)}; pack them into one" if isinstance(x, Mapping) else type(x).__name__)
+            )
+        if len(x) % self._microbatches or not len(x):
+            raise ConfigError(
+                f"pipeline: {len(x)} rows cannot be cut into {self._microbatches} equal micro-batches; pad them "
+                "(valid says which rows are real)"
+            )
+        rows = len(x) // self._microbatches
+        self._step = _Step(cut(columns, valid, [rows] * self._microbatches), loss)
+        key = (
+            x.dtype,
+            rows,
+            x.shape[1:],
+            loss is not None,
+            torch.is_autocast_enabled(self._mesh.device.type),
+        )
+        if key not in self._schedules:
+            self._schedules[key] = self._make_schedule(x[:rows], with_loss=loss is not None)
+        return self._schedules[key], x
+
+    def _before(self, number: int) -> None:
+        self._mask.valid = self._step.pieces[number].valid
+
+    def _loss(self, outputs: Any, number: Tensor) -> Tensor:
+        piece = self._step.pieces[int(number)]
+        assert self._step.loss is not None
+        return self._step.loss(outputs, piece.columns, piece.valid)
+
+    def _make_schedule(self, x: Tensor, *, with_loss: bool) -> Any:
+        """A schedule for micro-batches shaped as `x`. What flows between stages is found on shapes alone: torch
+        would find it by running the stages on real and on uninitialised memory, which ruins running averages."""
+        with torch.set_grad_enabled(with_loss):
+            flow = self._shadow.run(x)
+        cuts = [flow[0], *(flow[end] for end in self._ends)]
+        edges = [
+            torch.empty(t.shape, dtype=t.dtype, device="meta", requires_grad=t.requires_grad and with_loss)
+            for t in cuts
+        ]
+        mesh, local = self._mesh, []
+        for index, part in enumerate(self._parts):
+            number = mesh.coordinates["pipeline"] + index * mesh.pipeline
+            stage = _Stage(
+                part,
+                number,
+                len(self._ends),
+                mesh.device,
+                input_args=edges[number],
+                output_args=edges[number + 1],
+                group=mesh.axes("pipeline").get_group(),
+            )
+            stage.before = self._before
+            local.append(stage)
+        kind = SCHEDULES[self._kind]
+        stages: Any = local if kind is ScheduleInterleaved1F1B else local[0]
+        loss = self._loss if with_loss else None
+        return kind(stages, self._microbatches, loss_fn=loss, scale_grads=False)
