@@ -113,12 +113,14 @@ def train(
 @_command(app, "check")
 def check(words: Words, ranks: Ranks = None) -> None:
     """Check CONFIG without training: settings, data, mesh arithmetic, memory. Needs no GPU and no cluster."""
-    config = load(words)
-    from ..trainer import preflight
+    from ..trainer.config_file import load_with_origins
 
-    report = preflight.check(config, ranks or mesh_ranks(config))
-    if report is not None:
-        typer.echo(report)
+    config, origins = load_with_origins(*split_words(words))
+    from ..trainer import preflight
+    from .describe import report_lines
+
+    report = preflight.check(config, ranks or mesh_ranks(config), origins=origins)
+    typer.echo("\n".join(report_lines(report.as_json())))
 
 
 @_command(verify_app, "parity")
@@ -215,7 +217,7 @@ def load(words: list[str]) -> Any:
     files, overrides = split_words(words)
     from ..trainer.config_file import load_config
 
-    return load_config(*files, overrides=overrides)
+    return load_config(files, overrides)
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:

@@ -15,13 +15,11 @@ from typing import Any, TextIO
 from .board import FAILED, RUNNING, Board, Failure, Standing, process_is_stopped
 from .environment import child_environment
 from .logs import log_path, open_log
-from .verdict import Verdict, judge, message, root_cause
+from .verdict import Verdict, grace, judge, message, root_cause
 from .watch import SILENCE
 
 PREEMPTED = 75
 _POLL = 0.05  # seconds between two looks at the ranks
-_GRACE = 0.5  # seconds to wait for other ranks' records after the first failure
-_LONG_GRACE = 3.0  # the same while every known failure is the consequence of another that is not known yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +142,8 @@ class LocalRanks:
             if self._failures:
                 first_failure = first_failure or time.monotonic()
                 waited = time.monotonic() - first_failure
-                grace = _LONG_GRACE if root_cause(self._failures).consequence else _GRACE
                 known = {failure.rank for failure in self._failures}
-                if waited >= grace or all(process in known for process in running):
+                if waited >= grace(self._failures) or all(process in known for process in running):
                     return Verdict(failure=root_cause(self._failures))
             elif not running:
                 return None
@@ -288,7 +285,7 @@ def exit_cause(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = " (if nobody did that: the system was out of memory)" if -code == signal.SIGKILL else ""
+    hint = " (kill -9, or the system ran out of memory)" if -code == signal.SIGKILL else ""
     return f"the process was killed by {name}{hint}"
 
 

@@ -19,11 +19,9 @@ from typing import Any, TextIO
 
 from .board import FAILED, FINISHED, RUNNING, Failure, Page, Standing, process_is_stopped
 from .environment import Place
-from .verdict import Verdict, judge, message, root_cause
+from .verdict import GRACE_FOR_CAUSE, Verdict, grace, judge, message, root_cause
 from .watch import SIGN_OF_LIFE, SILENCE, Watch, describe
 
-_GRACE = 0.7  # seconds to wait for other ranks' records after the first failure
-_LONG_GRACE = 3.0  # the same while every known failure is the consequence of another that is not known yet
 _STORE_TIMEOUT = 5.0  # seconds that one store operation may take: then the store's host counts as lost
 _LEAVE = 5.0  # seconds that the host of the store waits for the others before it ends
 
@@ -65,7 +63,7 @@ class StoreWatch(Watch):
         if self._failure is None:
             self._failure = replace(describe(error, self._page), host=self._place.host)
             self._wake.set()
-            self._thread.join(_LONG_GRACE + _STORE_TIMEOUT)
+            self._thread.join(GRACE_FOR_CAUSE + _STORE_TIMEOUT)
 
     def close(self) -> None:
         """Says that this rank has finished. The host of the store waits a little, so that all can read that."""
@@ -100,8 +98,8 @@ class StoreWatch(Watch):
         self._first_failure = self._first_failure or time.monotonic()
         cause = root_cause(failures)
         all_known = all(standing.failure or standing.status == FINISHED for standing in standings)
-        grace = 0.0 if all_known else _LONG_GRACE if cause.consequence else _GRACE
-        return Verdict(failure=cause) if time.monotonic() - self._first_failure >= grace else None
+        patience = 0.0 if all_known else grace(failures)
+        return Verdict(failure=cause) if time.monotonic() - self._first_failure >= patience else None
 
     def _publish(self) -> None:
         standing = self._page.read(host=self._place.host, started=self._started)
@@ -206,9 +204,7 @@ class StoreWatch(Watch):
             host=host.get("host", self._place.store_address),
             step=host.get("step", -1),
             where=host.get("where", "starting"),
-            cause=f"its store at {self._place.store_address}:{self._place.store_port} is lost ({error})".splitlines()[
-                0
-            ],
+            cause=f"its store at {store} is lost ({str(error).splitlines()[0]})",
         )
         standings = [self._standing(rank, time.monotonic()) for rank in range(self._place.world)]
         self._end(Verdict(failure=failure), standings, Verdict(failure=failure), speaks=self._place.rank == 1)

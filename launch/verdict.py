@@ -3,8 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .board import FAILED, FINISHED, RUNNING, Failure, Standing
+from .board import FINISHED, RUNNING, Failure, Standing
 from .watch import SILENCE
+
+GRACE = 0.5  # seconds to wait for other ranks' records after the first failure
+GRACE_FOR_EXPECTED = (
+    1.5  # the same for a user's error, which all ranks will most likely find: it is said once
+)
+GRACE_FOR_CAUSE = (
+    3.0  # the same while every known failure is the consequence of another that is not known yet
+)
 
 START_FACTOR = (
     10  # the first step compiles, downloads and builds: it may take ten times as long as the others
@@ -58,24 +66,26 @@ def root_cause(failures: Sequence[Failure]) -> Failure:
     return min(failures, key=lambda failure: (failure.consequence, failure.at))
 
 
+def grace(failures: Sequence[Failure]) -> float:
+    """Seconds to wait for more records, counted from the first failure."""
+    cause = root_cause(failures)
+    return GRACE_FOR_CAUSE if cause.consequence else GRACE_FOR_EXPECTED if cause.expected else GRACE
+
+
 def message(verdict: Verdict, standings: Sequence[Standing], *, logs: str = "") -> str:
     """The one message for the terminal: rank, host, step, cause, where each rank stood, where to read on."""
     failure, ranks = verdict.failure, len(standings)
-    same = [s for s in standings if s.failure and s.failure.cause == failure.cause]
-    if failure.expected and len(same) == ranks:  # all ranks say the same: it is not about one of them
-        return f"error: {failure.cause}"
+    alike = ranks > 1 and all(s.failure and s.failure.cause == failure.cause for s in standings)
+    who = f"all {ranks} ranks" if alike else f"rank {failure.rank} of {ranks} (host {failure.host})"
     if failure.expected:
-        lines = [
-            f"error: {failure.cause}",
-            f"  on rank {failure.rank} of {ranks} (host {failure.host}), {_stood(failure)}",
-        ]
+        lines = [f"error: {failure.cause}"]
+        if ranks > 1 and not alike:
+            lines.append(f"  on {who}, {_stood(failure)}")
     else:
-        lines = [
-            f"error: rank {failure.rank} of {ranks} (host {failure.host}) failed at {_stood(failure)}: {failure.cause}"
-        ]
-    if ranks > 1:
+        lines = [f"error: {who} failed at {_stood(failure)}: {failure.cause}"]
+    if ranks > 1 and not alike:
         lines += _others([standing for standing in standings if standing.rank != failure.rank])
-    if logs:
+    if logs and not (alike and failure.expected):
         lines.append(f"  logs: {logs}")
     return "\n".join(lines)
 
@@ -87,7 +97,9 @@ def _others(standings: Sequence[Standing]) -> list[str]:
         text = _stood(standing)
         if standing.status == FINISHED:
             text = "finished"
-        elif standing.status == FAILED and standing.failure:
+        elif standing.failure and standing.failure.consequence:
+            text += ", then lost its peers"
+        elif standing.failure:
             text += f", failed: {standing.failure.cause.splitlines()[0][:160]}"
         groups.setdefault(text, []).append(standing.rank)
     return [f"  rank{'s' * (len(ranks) > 1)} {_ranges(ranks)}: {text}" for text, ranks in groups.items()]

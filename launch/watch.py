@@ -103,7 +103,14 @@ def cause_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return text
-    return f"{text} ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})"
+    # A frame inside torch says little: the innermost one outside installed libraries is where to look.
+    own = [
+        frame
+        for frame in frames
+        if not re.search(r"(site|dist)-packages|[/\\]python3\.\d+[/\\]|<frozen", frame.filename)
+    ]
+    frame = (own or frames)[-1]
+    return f"{text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
 
 
 def is_consequence(error: BaseException) -> bool:
