@@ -7,20 +7,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _broadcast_coalesced
 from torch.nn.parallel import DistributedDataParallel
 
 from .mesh import DATA_AXES, Mesh
-
-_BUCKET_BYTES = 250 * 1024 * 1024
 
 
 def same_start(module: nn.Module, mesh: Mesh) -> None:
     """Give all data and tensor ranks the weights and buffers of the first one. cost: one broadcast of the model."""
     tensors = [x.detach() for x in (*module.parameters(), *module.buffers())]
     for group in mesh.groups((*DATA_AXES, "tensor")):
-        if tensors:
-            _broadcast_coalesced(group, tensors, _BUCKET_BYTES, 0)
+        for tensor in tensors:
+            dist.broadcast(tensor, group=group, group_src=0)
 
 
 class WholeModel:
