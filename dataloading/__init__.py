@@ -1,1 +1,24 @@
-"""The forgepress.dataloading package."""
+"""Data as global batches: the same rows in the same order on every mesh, resumable at any step.
+
+A *source* gives rows by number, whole batches at a time; a *loader* decides which rows make which batch, takes this
+data rank's part of them, and prepares the next ones meanwhile.
+"""
+
+from .batch import Batch
+from .facts import facts
+from .load import load_source
+from .loader import Loader
+from .source import ArraySource, ColumnInfo, Source
+from .transform import Transform, transformed
+
+__all__ = [
+    "ArraySource",
+    "Batch",
+    "ColumnInfo",
+    "Loader",
+    "Source",
+    "Transform",
+    "facts",
+    "load_source",
+    "transformed",
+]

@@ -1,0 +1,26 @@
+"""What a model must know of the data to fill sizes that its config leaves open."""
+
+from typing import Any
+
+import torch
+
+from .source import ArraySource, Source
+
+
+def facts(source: Source) -> dict[str, Any]:
+    """The keys that are known of: input_shape, classes, vocabulary (its size), length (tokens in a row).
+
+    classes is the largest target + 1, known where the data are in memory or their file says it.
+    """
+    found: dict[str, Any] = {}
+    inputs, targets = source.columns.get("inputs"), source.columns.get("targets")
+    if inputs is not None:
+        found["input_shape"] = inputs.shape
+    if vocabulary := getattr(source, "vocabulary", None):
+        found["vocabulary"] = len(vocabulary)
+        found["length"] = inputs.shape[0] if inputs is not None and inputs.shape else None
+    elif targets is not None and targets.shape == () and targets.dtype == torch.int64:
+        found["classes"] = getattr(source, "classes", None)
+        if found["classes"] is None and isinstance(source, ArraySource):
+            found["classes"] = int(source.tensors["targets"].max()) + 1
+    return {key: value for key, value in found.items() if value is not None}

@@ -1,0 +1,172 @@
+"""Tables that Hugging Face `datasets` reads: parquet, json, csv, lines of text, and its own Arrow folders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from .arrow import TEXT_VOCABULARY, to_tensor
+from .cache import CachedSource, bytes_of
+from .fingerprint import combined, of_files
+from .images import decode, is_images
+from .source import ArraySource, ColumnInfo, Source
+from .split import Split, split_rows
+
+FORMATS = ("parquet", "json", "csv", "lines", "arrow")
+KEPT_BYTES = 1 << 30  # tables up to this size are held in memory as tensors
+
+
+def table_source(
+    kind: str,
+    files: dict[str, list[Path]],
+    split: Split,
+    *,
+    inputs: str | None = None,
+    targets: str | None = None,
+    length: int | None = None,
+    valid_fraction: float = 0.1,
+) -> Source:
+    """The rows of table files as tensors.
+
+    kind:    one of FORMATS; arrow: one folder that `Dataset.save_to_disk` wrote.
+    files:   {"train": …, "test": …}, or {"all": …}: `valid_fraction` of the rows, chosen by number, are for testing.
+    inputs, targets: columns that get these names; if any is given, others are left out.
+    length:  of text columns, in bytes: see `arrow.to_tensor`. Pictures become uint8 [channels, height, width].
+    raises:  DataError for unreadable files, unknown columns, and values that make no tensor.
+    cost:    `datasets` keeps an Arrow copy of parquet, json, csv and lines in its cache folder. Tables whose
+             tensors take up to 1 GiB stay in memory: numbers from the start, pictures once decoded.
+    """
+    part = split if split in files else "all"
+    if part not in files:
+        raise DataError(f"data.source.{kind} names no files for {split}; add some: {kind}: {{{split}: GLOB}}")
+    table, is_split = _read(kind, files[part], split)
+    rows = (
+        np.arange(len(table)) if part != "all" or is_split else split_rows(len(table), valid_fraction, split)
+    )
+    if not len(rows):
+        raise DataError(f"{_names(files[part])}: no rows for {split}; want at least one")
+    names = _names_of_columns(table.column_names, inputs, targets, _names(files[part]))
+    mark = combined(of_files(_contents(kind, files[part])), split, len(rows), valid_fraction, names, length)
+    source = TableSource(table, rows, names, length=length, fingerprint=mark)
+    if bytes_of(source.columns, len(source)) > KEPT_BYTES:
+        return source
+    if source.has_images:
+        return CachedSource(source)
+    kept = ArraySource(source.gather(np.arange(len(source))), fingerprint=mark, vocabulary=source.vocabulary)
+    return kept
+
+
+class TableSource:
+    """Rows of a `datasets.Dataset`, read through Arrow a batch at a time.
+
+    rows:  row numbers of the dataset that this source consists of.
+    names: column of the dataset → name here.
+    """
+
+    def __init__(
+        self, table: Any, rows: np.ndarray, names: dict[str, str], *, length: int | None, fingerprint: str
+    ) -> None:
+        self._table = table.select_columns(list(names)).with_format("arrow")
+        self._rows, self._names, self._length, self.fingerprint = rows, names, length, fingerprint
+        self._like: dict[str, Tensor] = {}
+        first = self.gather(np.zeros(1, dtype=np.int64))
+        self.columns = {name: ColumnInfo.of(tensor) for name, tensor in first.items()}
+        kinds = {names[field.name]: field.type for field in self._table.data.schema if field.name in names}
+        pictures = [name for name, kind in kinds.items() if is_images(kind)]
+        self._like = {name: first[name][0] for name in pictures}
+        self.has_images = bool(pictures)
+        self.classes: int | None = getattr(_feature(table, names, "targets"), "num_classes", None)
+        is_text = getattr(_feature(table, names, "inputs"), "dtype", None) in ("string", "large_string")
+        self.vocabulary = ("<pad>", *(f"<0x{byte:02X}>" for byte in range(256))) if is_text else None
+        assert self.vocabulary is None or len(self.vocabulary) == TEXT_VOCABULARY
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Column → [len(rows), …]. DataError for a row whose shape is not that of row 0."""
+        if not len(rows):
+            return {name: tensor[:0] for name, tensor in self.gather(np.zeros(1, dtype=np.int64)).items()}
+        chosen = self._rows[rows]
+        table = self._table[chosen.tolist()]
+        columns = {name: self._tensor(table.column(old), name, chosen) for old, name in self._names.items()}
+        for name, tensor in columns.items():
+            wanted = self.columns[name].shape if hasattr(self, "columns") else tuple(tensor.shape[1:])
+            if tuple(tensor.shape[1:]) != wanted:
+                raise DataError(
+                    f"column {name!r}: rows {chosen[:3].tolist()}… have shape {tuple(tensor.shape[1:])}, row "
+                    f"{self._rows[0]} has {wanted}; want one shape: pad or cut first, for example with datasets.map"
+                )
+        return columns
+
+    def _tensor(self, column: Any, name: str, rows: np.ndarray) -> Tensor:
+        if is_images(column.type):
+            like = self._like.get(name)
+            return decode(column.to_pylist(), name=name, rows=rows.tolist(), like=like)
+        tensor = to_tensor(name, column, length=self._length)
+        return tensor.long() if name == "targets" and not tensor.is_floating_point() else tensor
+
+
+def _read(kind: str, files: list[Path], split: Split) -> tuple[Any, bool]:
+    """The dataset, and whether it is this split already."""
+    import datasets
+
+    paths = [str(file) for file in files]
+    quiet = not datasets.are_progress_bars_disabled()
+    if quiet:
+        datasets.disable_progress_bars()
+    try:
+        if kind == "arrow":
+            return _from_disk(datasets.load_from_disk(paths[0]), split, paths[0])
+        if kind == "csv" and all(file.name.removesuffix(".gz").endswith(".tsv") for file in files):
+            return datasets.Dataset.from_csv(
+                paths, sep="\t", quoting=3
+            ), False  # 3: quotes are plain characters
+        reader = getattr(datasets.Dataset, f"from_{'text' if kind == 'lines' else kind}")
+        return reader(paths), False
+    except DataError:
+        raise
+    except Exception as error:  # every reader raises its own kinds: pandas', Arrow's, the operating system's
+        reason = str(error.__cause__ or error).splitlines() or [type(error).__name__]
+        raise DataError(
+            f"{_names(files)} cannot be read as {kind} ({reason[0]}); want undamaged {kind} files of one form"
+        ) from error
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()
+
+
+def _from_disk(loaded: Any, split: Split, folder: str) -> tuple[Any, bool]:
+    if not isinstance(loaded, dict):
+        return loaded, False
+    for name in (split,) if split == "train" else ("test", "validation", "valid"):
+        if name in loaded:
+            return loaded[name], True
+    raise DataError(f"{folder} has the splits {', '.join(loaded)}; want one named {split}")
+
+
+def _contents(kind: str, files: list[Path]) -> list[Path]:
+    return sorted(files[0].rglob("*.arrow")) if kind == "arrow" else files
+
+
+def _names_of_columns(
+    have: Sequence[str], inputs: str | None, targets: str | None, where: str
+) -> dict[str, str]:
+    """Column → its name in batches."""
+    wanted = {old: new for old, new in ((inputs, "inputs"), (targets, "targets")) if old is not None}
+    if missing := [name for name in wanted if name not in have]:
+        raise DataError(f"{where}: no column {', '.join(missing)}; it has {', '.join(have)}")
+    if inputs is not None and inputs == targets:
+        raise ConfigError(f"data.inputs and data.targets are both {inputs!r}; want two columns")
+    return wanted or {name: name for name in have}
+
+
+def _feature(table: Any, names: dict[str, str], name: str) -> Any:
+    return next((table.features[old] for old, new in names.items() if new == name), None)
+
+
+def _names(files: Sequence[Path]) -> str:
+    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
