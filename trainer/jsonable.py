@@ -13,7 +13,7 @@ def plain(value: Any) -> Any:
     """`value` as dicts, lists, strings, numbers, booleans and None.
 
     Tensors and NumPy values become numbers or nested lists (this waits for the device), dataclasses
-    become dicts without the fields that are None, sets become sorted lists.
+    become dicts, sets become sorted lists.
     raises: TypeError for what has no JSON form.
     """
     if value is None or isinstance(value, bool | int | str):
@@ -21,8 +21,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {name: plain(entry) for name, entry in pairs if entry is not None}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
