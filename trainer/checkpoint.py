@@ -1,0 +1,224 @@
+"""Sharded, asynchronous, atomic checkpoints, and the way back onto any mesh."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ..errors import CheckpointError
+from ..parallel import Mesh
+from . import checkpoint_files as files
+from .assembly import Assembly, make_state
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A committed, undamaged checkpoint."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+    """The JSON part: phase, plan, techniques' memories, data position, best metric, mesh it was saved on."""
+
+
+class Checkpoints:
+    """A run's checkpoints. Collective calls: ``save``, ``wait``, ``newest``, ``restore``."""
+
+    def __init__(self, folder: Path, mesh: Mesh, *, keep: int, asynchronous: bool) -> None:
+        """Take ``folder`` (shared by all ranks) for this run's checkpoints."""
+        self.folder = folder
+        self._mesh = mesh
+        self._keep = keep
+        # The writing thread needs a group of its own: its collectives must not meet those of training.
+        self._group = dist.new_group(backend="gloo") if mesh.world > 1 else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self._pending: tuple[int, Future[None]] | None = None
+
+    def save(self, step: int, assembly: Assembly, state: dict[str, Any], *, best: int | None = None) -> None:
+        """Save everything at a step boundary; returns when the state is copied, writing goes on behind.
+
+        best:   the step whose checkpoint is spared when old ones are deleted.
+        raises: CheckpointError for this or (asynchronous) the previous save; earlier checkpoints stay whole.
+        """
+        self.wait()
+        state = {**state, "step": step, "techniques": _merged(assembly, self._mesh)}
+        snapshot = _copy(tensors_of(assembly), self._mesh)
+        if self._thread is None:
+            self._guard(step, lambda: self._write(step, snapshot, state, best))
+        else:
+            self._pending = (step, self._thread.submit(self._write, step, snapshot, state, best))
+
+    def wait(self) -> None:
+        """Until the save that is under way is committed. raises: CheckpointError where it failed."""
+        if self._pending is not None:
+            (step, pending), self._pending = self._pending, None
+            self._guard(step, pending.result)
+
+    def close(self) -> None:
+        """Wait for the last save and end the writing thread."""
+        try:
+            self.wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+
+    def _write(self, step: int, snapshot: Tensors, state: dict[str, Any], best: int | None) -> None:
+        temporary = self.folder / f"step-{step}{files.SAVING}"
+        if self._mesh.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch speaks of its own plans for this call
+                dcp.save(
+                    dict(snapshot),
+                    storage_writer=FileSystemWriter(temporary, overwrite=True),
+                    process_group=self._group,
+                    no_dist=self._group is None,
+                )
+            if self._mesh.rank == 0:
+                files.commit(temporary, self.folder / f"step-{step}", state)
+                files.tidy(self.folder, keep=self._keep, spare=[] if best is None else [best])
+        except BaseException:
+            if self._mesh.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _guard(self, step: int, work: Any) -> None:
+        try:
+            work()
+        except (OSError, CheckpointException, RuntimeError) as error:
+            whole = files.steps_in(self.folder)
+            rest = (
+                f"step-{whole[-1]} is whole and can be resumed from" if whole else "there is no earlier one"
+            )
+            raise CheckpointError(
+                f"checkpoint step-{step} in {self.folder} could not be written: {_root_cause(error)}; {rest}. "
+                "Free space there or set checkpoint.folder to another disk, and start the run again: it resumes"
+            ) from error
+
+    # ── and back
+
+    def newest(self) -> tuple[Saved | None, list[str]]:
+        """The newest undamaged checkpoint, and a line for every damaged one that was passed over."""
+        found: list[Any] = [None, []]
+        if self._mesh.rank == 0:
+            found = self._search()
+        if self._mesh.world > 1:
+            dist.broadcast_object_list(found, src=0)
+        step, notes = found
+        if step is None:
+            return None, notes
+        folder = self.folder / f"step-{step}"
+        return Saved(folder=folder, step=step, state=json.loads((folder / "state.json").read_text())), notes
+
+    def _search(self) -> list[Any]:
+        notes: list[str] = []
+        for step in reversed(files.steps_in(self.folder)):
+            trouble = files.damage(self.folder / f"step-{step}")
+            if trouble is None:
+                return [step, notes]
+            notes.append(f"checkpoint step-{step} is damaged ({trouble}) and is passed over")
+        return [None, notes]
+
+    def restore(self, saved: Saved, assembly: Assembly) -> None:
+        """Write a checkpoint into a freshly assembled phase, whatever mesh it was saved on.
+
+        raises: CheckpointError where model or techniques are not those of the checkpoint.
+        """
+        reader = FileSystemReader(saved.folder)
+        known = reader.read_metadata().state_dict_metadata
+        moments, counts = make_state(
+            assembly, [key.removeprefix("optimizer/") for key in known if key.startswith("optimizer/")]
+        )
+        chain = _empty_chain_state(assembly, known)
+        wanted = _model_tensors(assembly)
+        wanted |= {f"optimizer/{k}": w.wrap(t) for k, (w, t) in moments.items()}
+        wanted |= {f"optimizer/{k}": t for k, t in counts.items()}
+        wanted |= {f"chain/{k}": w.wrap(t) for k, (w, t) in chain.items()}
+        missing = sorted(wanted.keys() - known.keys())
+        if missing:
+            raise CheckpointError(
+                f"{saved.folder} holds no {missing[0]!r} ({len(missing)} missing): it belongs to another model; "
+                "take another name for this run, or start it over with --fresh"
+            )
+        try:
+            dcp.load(wanted, storage_reader=reader, no_dist=self._group is None, process_group=self._group)
+        except CheckpointException as error:
+            raise CheckpointError(
+                f"{saved.folder} does not fit this run: {_root_cause(error)}; take another name for this run, "
+                "or start it over with --fresh"
+            ) from error
+        assembly.chain.load(saved.state["techniques"], {k: t for k, (_, t) in chain.items()})
+
+
+def tensors_of(assembly: Assembly) -> Tensors:
+    """Everything of a phase that is tensors, placed on the mesh: model, optimizer, techniques."""
+    placed = {f"optimizer/{k}": w.wrap(t) for k, (w, t) in assembly.moments().items()}
+    placed |= {f"optimizer/{k}": t for k, t in assembly.counts().items()}
+    placed |= {f"chain/{k}": w.wrap(t) for k, (w, t) in assembly.chain.tensors().items()}
+    return {**_model_tensors(assembly), **placed}
+
+
+def _model_tensors(assembly: Assembly) -> Tensors:
+    held = {**assembly.engine.parameters(), **assembly.engine.buffers()}
+    return {f"model/{name}": tensor.detach() for name, tensor in held.items()}
+
+
+def _empty_chain_state(assembly: Assembly, known: Any) -> dict[str, Any]:
+    by_name = {w.name: w for w in assembly.weights}
+    state = {}
+    for full, about in known.items():
+        if not full.startswith("chain/"):
+            continue
+        key = full.removeprefix("chain/")
+        weight = by_name.get(key.split("/", 2)[2])
+        if weight is not None:
+            state[key] = (weight, torch.zeros_like(weight.local, dtype=about.properties.dtype))
+    return state
+
+
+def _copy(tensors: Tensors, mesh: Mesh) -> Tensors:
+    """A copy on the CPU that training cannot change any more."""
+    if mesh.device.type == "cpu":
+        return {key: t.clone() for key, t in tensors.items()}
+    from torch.distributed._state_dict_utils import _offload_state_dict_to_cpu
+
+    return _offload_state_dict_to_cpu(tensors)
+
+
+def _merged(assembly: Assembly, mesh: Mesh) -> dict[str, Any]:
+    """The techniques' JSON state with the notes of all pipeline stages."""
+    state = assembly.chain.state()
+    if mesh.pipeline == 1:
+        return state
+    everyone: list[Any] = [None] * mesh.world
+    dist.all_gather_object(everyone, state["notes"])
+    notes: dict[str, dict[str, Any]] = {}
+    for theirs in everyone:
+        for scope, by_name in theirs.items():
+            notes.setdefault(scope, {}).update(by_name)
+    return {**state, "notes": notes}
+
+
+def _root_cause(error: BaseException) -> str:
+    """The innermost reason in one line; DCP wraps each rank's error in its own."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, failure = next(iter(error.failures.items()))
+        inner = failure[0] if isinstance(failure, tuple) else failure
+        return f"rank {rank}: {str(inner).splitlines()[0]}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,62 @@
+"""The run's data: sources, loaders for this data rank, and the facts that size the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..dataloading import Loader, facts, load_source
+from ..parallel import Mesh
+from .config import RunConfig
+
+
+@dataclass(kw_only=True)
+class RunData:
+    """What a run reads: the training stream, the held-out rows, and what the data says about itself."""
+
+    train: Loader
+    test: Loader | None
+    facts: dict[str, Any]
+
+    def close(self) -> None:
+        """Stop the threads that read ahead."""
+        self.train.close()
+        if self.test is not None:
+            self.test.close()
+
+    @property
+    def items_per_row(self) -> int | None:
+        """Loss items of every row where that is a constant of the data (tokens of a text window)."""
+        return self.facts.get("length")
+
+
+def open_data(config: RunConfig, mesh: Mesh) -> RunData:
+    """Open both splits and cut them for this data rank; ranks of one tensor or pipeline group read the same rows.
+
+    raises: DataError naming the file and what is wrong with it.
+    """
+    train = load_source(config.data.spec(), "train")
+    test = load_source(config.data.spec(), "test")
+    # A pipeline's stages agree on shapes once: every micro-batch must have the same number of rows.
+    pad_rows = mesh.pipeline > 1
+    common: dict[str, Any] = {
+        "rank": mesh.data_rank,
+        "ranks": mesh.data_ranks,
+        "microbatches": config.parallel.microbatches,
+        "pad_rows": pad_rows,
+        "device": mesh.device,
+    }
+    loader = Loader(
+        train,
+        batch=config.data.batch,
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+        tail=config.data.tail,
+        prefetch=config.data.prefetch,
+        **common,
+    )
+    held_out = None
+    if test is not None and len(test):
+        batch = config.data.batch if pad_rows else config.evaluate.batch or config.data.batch
+        held_out = Loader(test, batch=batch, seed=config.seed, shuffle=False, tail="keep", **common)
+    return RunData(train=loader, test=held_out, facts=facts(train))

@@ -1,0 +1,159 @@
+"""What a run delivers: artifacts that were reloaded, scored and timed; the plan, the summary, the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compression import latency
+from ..dataloading import Loader, load_source
+from ..parallel.whole import gather
+from .artifact import load, record, save_artifact
+from .assembly import whole_model
+from .config import RunConfig
+from .metrics import Meter
+from .models import BuiltModel
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+_FORMATS = ("safetensors", "packed")
+
+
+def deliver(
+    trainer: Trainer, plan: list[dict[str, Any]], whole: Mapping[str, Any] | None, seconds: float
+) -> Any:
+    """Write artifacts, plan, summary and report on rank 0; the others hand over their parts and are done."""
+    from .report import write_report
+    from .summary import print_summary, write_summary
+
+    config, assembly, mesh = trainer.config, trainer.assembly, trainer.mesh
+    tensors = whole["model"] if whole is not None else gather(assembly.engine, mesh)
+    if mesh.rank:
+        return {}
+    folder = config.run_folder
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1))
+    built = whole_model(config, plan, trainer.data.facts)
+    summary = {
+        "steps": trainer.step,
+        "wall_seconds": seconds,
+        "samples_per_second": trainer.samples / max(seconds, 1e-9),
+        "data_wait_fraction": trainer.wait_fraction,
+        "mesh": mesh.degrees,
+        "final_loss": trainer.final_loss,
+        "metrics": trainer.results[-1]["metrics"],
+        "params": counted(built.module, tensors),
+        "techniques": trainer.technique_lines(),
+        "artifacts": write_artifacts(
+            config, built, tensors, plan, trainer.data.facts, [e.format for e in config.export], assembly.task
+        ),
+        "phases": trainer.results,
+        "layers": layer_sparsity(built.module, tensors),
+    }
+    write_summary(folder, summary)
+    page = write_report(folder)
+    print_summary(folder, page)
+    return summary
+
+
+def write_artifacts(
+    config: RunConfig,
+    built: BuiltModel,
+    tensors: Mapping[str, Tensor],
+    plan: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    formats: Sequence[str],
+    task: Task,
+) -> list[dict[str, Any]]:
+    """Write each format, load it back, score and time what was loaded.
+
+    returns: lines for summary.json: format, path, bytes, dense_bytes (float32 bytes of the model as first built),
+    ratio, metrics and latency of the reloaded model.
+    """
+    dense = whole_model(config, [], facts)
+    dense_bytes = sum(t.numel() * t.element_size() for t in dense.module.state_dict().values())
+    lines = []
+    for format in dict.fromkeys(formats):
+        folder = config.run_folder / "artifacts" / format
+        size = save_artifact(folder, tensors=tensors, model_spec=built.spec, plan=plan, format=format)  # pyright: ignore[reportArgumentType]
+        loaded = load(folder, trust_factory=True)
+        metrics = score(config, loaded, task)
+        timing = time_models(dense, loaded)
+        size = record(folder, metrics=metrics, latency_ms=timing)
+        lines.append(
+            {
+                "format": format,
+                "path": str(folder.relative_to(config.run_folder)),
+                "bytes": size,
+                "dense_bytes": dense_bytes,
+                "ratio": dense_bytes / size,
+                "metrics": metrics,
+                "latency_ms": timing,
+            }
+        )
+    return lines
+
+
+@torch.no_grad()
+def score(config: RunConfig, module: nn.Module, task: Task) -> dict[str, float]:
+    """Loss and metrics of a whole model in this process over all held-out rows."""
+    source = load_source(config.data.spec(), "test")
+    if source is None or not len(source):
+        return {}
+    meter = Meter(task, config.evaluate.metrics)
+    loader = Loader(source, batch=config.evaluate.batch or max(config.data.batch, 256), shuffle=False)
+    module.eval()
+    for batch in loader:
+        x = task.inputs(batch.columns)
+        meter.update(module(**x) if isinstance(x, dict) else module(x), batch.columns, batch.valid)
+    loader.close()
+    return meter.result()
+
+
+def time_models(dense: BuiltModel, compressed: nn.Module) -> dict[str, Any]:
+    """Latency of the dense and the reloaded model, taking turns in one measurement."""
+    if dense.input_shape is None:
+        return {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    note = latency.speed_note(dense.module, compressed, device)
+    cases = latency.measure(
+        {"dense": dense.module, "compressed": compressed},
+        dense.example,
+        rounds=20,
+        seconds=0.5,
+        device=device,
+    )
+    return latency.as_json(cases, device=device, note=note)
+
+
+def counted(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Parameters in all, and those that are not zero."""
+    names = [name for name, _ in module.named_parameters()]
+    return {
+        "total": sum(tensors[n].numel() for n in names),
+        "nonzero": sum(int(tensors[n].count_nonzero()) for n in names),
+    }
+
+
+def layer_sparsity(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Name, shape and share of zeros of every matrix and filter."""
+    return [
+        {
+            "name": name,
+            "shape": list(tensors[name].shape),
+            "sparsity": 1.0 - int(tensors[name].count_nonzero()) / max(tensors[name].numel(), 1),
+        }
+        for name, p in module.named_parameters()
+        if p.ndim >= 2
+    ]
+
+
+def run_folder_of(path: Path) -> Path:
+    """The run folder that a run folder or one of its checkpoints belongs to."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path

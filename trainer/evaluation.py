@@ -1,0 +1,29 @@
+"""The model on rows that it does not learn from."""
+
+from __future__ import annotations
+
+from .assembly import Assembly
+from .data import RunData
+from .metrics import Meter
+from ..parallel import Mesh
+
+_ROWS_DIFFER = ("pipeline", "replicate", "shard")
+
+
+def evaluate(assembly: Assembly, data: RunData, mesh: Mesh, metrics: tuple[str, ...]) -> dict[str, float]:
+    """Loss and metrics over all held-out rows, each row once whatever the mesh. Collective; the same on all ranks."""
+    if data.test is None:
+        return {}
+    engine, task = assembly.engine, assembly.task
+    meter = Meter(task, metrics, device=mesh.device)
+    for part in engine.parts:
+        part.eval()
+    try:
+        for batch in data.test:
+            outputs = engine.forward(batch.columns, task.inputs)
+            if outputs is not None:
+                meter.update(outputs, batch.columns, batch.valid)
+    finally:
+        for part in engine.parts:
+            part.train()
+    return meter.result(mesh.reduce(meter.sums(), "sum", _ROWS_DIFFER))
