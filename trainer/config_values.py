@@ -15,14 +15,16 @@ MODEL_KINDS: dict[str, tuple[str, ...] | None] = {
 }
 """Key that says which kind of model → other keys it may have; None: the model's own, checked by it."""
 
+_TABLE = ("length", "valid_fraction")
 SOURCE_KINDS: dict[str, tuple[str, ...] | None] = {
-    "name": None,
+    "name": (),
     "idx": (),
-    "text": ("length", "tokens"),
-    "parquet": (),
-    "json": (),
-    "csv": (),
-    "arrow": (),
+    "text": ("length", "tokens", "valid_fraction"),
+    "parquet": _TABLE,
+    "json": _TABLE,
+    "csv": _TABLE,
+    "lines": _TABLE,
+    "arrow": _TABLE,
 }
 """Key that says which kind of data → the other keys it may have; None: the source's own settings."""
 
@@ -56,7 +58,7 @@ def _one_kind(value: Any, kinds: dict[str, tuple[str, ...] | None], example: str
         hint = "".join(nearest(str(key), kinds) for key in list(value)[:1] if not given)
         raise refusal(((), f"given {count}; want exactly one of {names}{hint}"))
     kind = given[0]
-    if not isinstance(value[kind], str | list) or not value[kind]:
+    if not isinstance(value[kind], str | list | dict) or not value[kind]:
         raise refusal(((kind,), f"given {show(value[kind])}; want text"))
     others = kinds[kind]
     if others is None:

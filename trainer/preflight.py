@@ -1,0 +1,205 @@
+"""`forgepress check`: what a run would refuse, need and waste, said before anything is started or allocated.
+
+The model is built on the meta device; no GPU, no process group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ..dataloading import Source
+from ..errors import ForgepressError
+from .config import RunConfig
+from .config_errors import config_error
+from .config_file import Origins
+from .models import BuiltModel
+from .preflight_memory import activation_bytes, checkpoint_bytes, estimate, held_by_fullest_rank
+from .preflight_report import PhasePlan, Report, print_report
+from .preflight_rules import (
+    Found,
+    check_batch,
+    check_mesh,
+    check_metrics,
+    check_normalization,
+    check_pipeline,
+    check_room,
+    check_techniques,
+    check_tensor,
+    stages_per_rank,
+)
+
+__all__ = ["PhasePlan", "Report", "bubble", "check", "examine", "print_report"]
+
+LoadSource = Callable[..., Source]
+BuildModel = Callable[..., BuiltModel]
+
+
+def check(
+    config: RunConfig,
+    ranks: int,
+    *,
+    origins: Origins | None = None,
+    load_source: LoadSource | None = None,
+    build_model: BuildModel | None = None,
+) -> Report:
+    """`examine`, and refuse: the report of a run that can start.
+
+    raises: ConfigError with all problems on one screen.
+    """
+    report = examine(config, ranks, origins=origins, load_source=load_source, build_model=build_model)
+    if report.problems:
+        count = "1 rank" if ranks == 1 else f"{ranks} ranks"
+        raise config_error(report.problems, f"{config.name} cannot run on {count}: it")
+    return report
+
+
+def examine(
+    config: RunConfig,
+    ranks: int,
+    *,
+    origins: Origins | None = None,
+    load_source: LoadSource | None = None,
+    build_model: BuildModel | None = None,
+) -> Report:
+    """Everything that can be known of `config` on `ranks` ranks beforehand; problems are listed, not raised.
+
+    origins: where keys were written, for file and line in problems (from `load_with_origins`).
+    load_source, build_model: those of dataloading and trainer.models, unless given.
+    cost: opens the data as a run would; one forward of one micro-batch on shapes alone.
+    """
+    found = Found()
+    check_mesh(config, ranks, found)
+    source = _source(config, load_source, found)
+    rows = None if source is None else len(source)
+    check_batch(config, rows, found)
+    report = Report(
+        name=config.name,
+        ranks=ranks,
+        mesh=config.parallel.degrees,
+        rows=rows,
+        columns={} if source is None else _columns(source),
+        batches_per_epoch=None if rows is None else batches_per_epoch(config, rows),
+        pipeline_bubble=bubble(config),
+    )
+    built = _model(config, source, build_model, found)
+    if built is not None:
+        report = _with_model(report, config, built, found)
+    else:
+        check_room(config, 0, found)
+    place = origins.place if origins is not None else lambda path: ""
+    problems = tuple(replace(problem, place=place(problem.path)) for problem in found.problems)
+    return replace(report, problems=problems, notes=tuple(found.notes))
+
+
+def bubble(config: RunConfig) -> float:
+    """Share of a step's time in which a pipeline rank waits: (p - 1) / (v · m + p - 1).
+
+    p pipeline ranks, v stages on each (1 unless interleaved), m micro-batches; stages of equal cost.
+    source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2.
+    """
+    p, m = config.parallel.pipeline, config.parallel.microbatches
+    return (p - 1) / (stages_per_rank(config) * m + p - 1)
+
+
+def batches_per_epoch(config: RunConfig, rows: int) -> int:
+    """Optimizer steps of one epoch of `rows` rows."""
+    batch = config.data.batch
+    return rows // batch if config.data.tail == "drop" else math.ceil(rows / batch)
+
+
+def _source(config: RunConfig, load_source: LoadSource | None, found: Found) -> Source | None:
+    if load_source is None:
+        from ..dataloading import load_source
+    try:
+        return load_source(config.data.spec(), "train")
+    except ForgepressError as error:
+        found.problem(("data", "source"), str(error))
+    return None
+
+
+def _model(
+    config: RunConfig, source: Source | None, build_model: BuildModel | None, found: Found
+) -> BuiltModel | None:
+    from ..dataloading import facts
+
+    if build_model is None:
+        from .models import build_model
+    try:
+        known = facts(source) if source is not None else {}
+        return build_model(config.model, seed=config.seed, device="meta", data=known)
+    except ForgepressError as error:
+        if source is not None:
+            found.problem(("model",), str(error))
+        else:
+            found.note(f"the model was not checked, its sizes may come from the data: {error}")
+    return None
+
+
+def _columns(source: Source) -> dict[str, str]:
+    return {
+        name: f"{str(info.dtype).removeprefix('torch.')} {list(info.shape)}"
+        for name, info in source.columns.items()
+    }
+
+
+def _with_model(report: Report, config: RunConfig, built: BuiltModel, found: Found) -> Report:
+    check_normalization(config, built.module, report.rows, found)
+    check_metrics(config, built.task, found)
+    plan = check_tensor(config, built, found)
+    lengths = check_pipeline(config, built, plan, found)
+    held = held_by_fullest_rank(config, built, plan, lengths)
+    parameters = sum(parameter.numel() for parameter in built.module.parameters())
+    activations = _activations(config, built, found)
+    matches = check_techniques(config, built.module, found)  # prepares the model: nothing else may follow it
+    size = checkpoint_bytes(config, built.module, matches)
+    check_room(config, size, found)
+    plans = _plans(config, report.batches_per_epoch, [[len(names) for _, names in each] for each in matches])
+    _note_warmup(config, plans, found)
+    return replace(
+        report,
+        parameters=parameters,
+        stages=_stage_names(built, lengths),
+        phases=plans,
+        memory=estimate(config, built, held, matches, activations),
+        checkpoint_bytes=size,
+    )
+
+
+def _activations(config: RunConfig, built: BuiltModel, found: Found) -> int | None:
+    parallel = config.parallel
+    rows = math.ceil(config.data.batch / (parallel.microbatches * parallel.data_ranks))
+    try:
+        return activation_bytes(built, rows)
+    except Exception as error:  # whatever a model does on shapes alone: the other numbers still hold
+        found.note(f"activations are not in the table, the model does not run on shapes alone: {error}")
+    return None
+
+
+def _stage_names(built: BuiltModel, lengths: list[int]) -> tuple[tuple[str, ...], ...]:
+    order, starts = built.layout.order, [sum(lengths[:stage]) for stage in range(len(lengths))]
+    return tuple(order[start : start + length] for start, length in zip(starts, lengths, strict=True))
+
+
+def _plans(config: RunConfig, batches: int | None, counts: list[list[int]]) -> tuple[PhasePlan, ...]:
+    plans = []
+    for phase, matched in zip(config.phases, counts, strict=True):
+        steps = phase.steps
+        if steps is None and phase.epochs is not None and batches is not None:
+            steps = phase.epochs * batches
+        names = [technique.name for technique in phase.techniques]
+        plans.append(
+            PhasePlan(name=phase.name, steps=steps, techniques=tuple(zip(names, matched, strict=True)))
+        )
+    return tuple(plans)
+
+
+def _note_warmup(config: RunConfig, plans: tuple[PhasePlan, ...], found: Found) -> None:
+    for phase, plan in zip(config.phases, plans, strict=True):
+        warmup: Any = config.optimizer_of(phase).schedule.warmup
+        if plan.steps and warmup >= plan.steps:
+            found.note(
+                f"phase {plan.name} ends after {plan.steps} steps, before its warmup of {warmup} steps does"
+            )

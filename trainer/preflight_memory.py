@@ -1,0 +1,194 @@
+"""How much memory a rank will hold, in a table that says where each number comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .config import RunConfig
+from .models import BuiltModel
+
+Matches = Sequence[Sequence[tuple[float, Sequence[str]]]]
+"""Per phase, per technique: (bytes a weight, names of the parameters that it matches)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRow:
+    """Bytes on the rank that holds most of the model, and how they were counted."""
+
+    what: str
+    bytes: int
+    where: Literal["device", "host"] = "device"
+    how: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Parameter → elements on the rank that holds most, and the bytes of its buffers."""
+
+    elements: Mapping[str, int]
+    buffer_bytes: int
+
+    @property
+    def total(self) -> int:
+        """All elements."""
+        return sum(self.elements.values())
+
+
+def held_by_fullest_rank(
+    config: RunConfig, built: BuiltModel, plan: Mapping[str, str], lengths: Sequence[int]
+) -> Held:
+    """What the fullest rank keeps. plan: divided modules; lengths: members of each pipeline stage ([]: one stage)."""
+    parallel = config.parallel
+    ranks = [
+        _part(built.module, _members(built.layout.order, lengths, rank, parallel.pipeline))
+        for rank in range(parallel.pipeline if lengths else 1)
+    ]
+    local = [
+        {name: _local(name, p, parallel.shard, parallel.tensor, plan) for name, p in parameters.items()}
+        for parameters, _ in ranks
+    ]
+    fullest = max(range(len(ranks)), key=lambda rank: sum(local[rank].values()))
+    return Held(elements=local[fullest], buffer_bytes=_size(ranks[fullest][1].values()))
+
+
+def _members(order: Sequence[str], lengths: Sequence[int], rank: int, ranks: int) -> list[str] | None:
+    """Modules of the stages rank, rank + ranks, …; None: all of the model."""
+    if not lengths:
+        return None
+    starts = [sum(lengths[:stage]) for stage in range(len(lengths))]
+    mine = range(rank, len(lengths), ranks)
+    return [name for stage in mine for name in order[starts[stage] : starts[stage] + lengths[stage]]]
+
+
+def _part(module: nn.Module, members: list[str] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def inside(name: str) -> bool:
+        return members is None or any(name.startswith(f"{member}.") or name == member for member in members)
+
+    parameters: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if inside(name)}
+    return parameters, {name: b for name, b in module.named_buffers() if inside(name)}
+
+
+def _local(name: str, parameter: Tensor, shard: int, tensor: int, plan: Mapping[str, str]) -> int:
+    """Elements here: FSDP pads the first dim to a multiple of the shard degree."""
+    divided = plan.get(name.rpartition(".")[0])
+    whole = divided is None or (
+        divided == "row" and parameter.dim() < 2
+    )  # a row-divided layer's bias is whole
+    elements = parameter.numel() // (1 if whole else tensor)
+    return math.ceil(elements / shard)
+
+
+def _size(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def moment_bytes(config: RunConfig) -> int:
+    """Bytes of optimizer state a weight, in the phase that has most."""
+    used = [config.optimizer_of(phase) for phase in config.phases]
+    return max(8 if one.name != "sgd" else 4 if one.momentum else 0 for one in used)
+
+
+def technique_bytes(matches: Matches, elements: Mapping[str, int]) -> int:
+    """Bytes that techniques keep beside the weights, in the phase that has most."""
+    return max(
+        (
+            math.ceil(sum(each * sum(elements.get(name, 0) for name in names) for each, names in phase))
+            for phase in matches
+        ),
+        default=0,
+    )
+
+
+def checkpoint_bytes(config: RunConfig, module: nn.Module, matches: Matches) -> int:
+    """One checkpoint of the whole run on disk: weights, buffers, moments, what techniques remember."""
+    elements = {name: p.numel() for name, p in module.named_parameters()}
+    each = 4 + moment_bytes(config)
+    return sum(elements.values()) * each + _size(module.buffers()) + technique_bytes(matches, elements)
+
+
+def estimate(
+    config: RunConfig, built: BuiltModel, held: Held, matches: Matches, activations: int | None
+) -> tuple[MemoryRow, ...]:
+    """The table of one rank. activations: bytes of one micro-batch through the whole model, if known."""
+    parallel, count = config.parallel, held.total
+    moments, techniques = count * moment_bytes(config), technique_bytes(matches, held.elements)
+    weights = 4 * count + held.buffer_bytes
+    rows = [
+        MemoryRow(what="weights and buffers", bytes=weights, how=f"{count:,} weights × 4 bytes"),
+        MemoryRow(what="gradients", bytes=4 * count, how="4 bytes a weight"),
+        MemoryRow(what="optimizer moments", bytes=moments, how=f"{moment_bytes(config)} bytes a weight"),
+        MemoryRow(what="techniques", bytes=techniques, how="masks, dense copies: the phase that has most"),
+    ]
+    if parallel.shard > 1:
+        unit = _largest_unit(built)
+        rows.append(MemoryRow(what="gathered weights", bytes=8 * unit, how="the two largest units, whole"))
+    if config.precision != "fp32":
+        rows.append(MemoryRow(what="half-precision copies", bytes=2 * count, how="made anew in each forward"))
+    if activations is not None:
+        share, how = in_flight(config)
+        rows.append(MemoryRow(what="activations", bytes=math.ceil(activations * share), how=how))
+    if config.checkpoint.asynchronous:
+        staging = weights + moments + techniques
+        rows.append(
+            MemoryRow(what="checkpoint staging", bytes=staging, where="host", how="one copy, written behind")
+        )
+    return tuple(rows)
+
+
+def in_flight(config: RunConfig) -> tuple[float, str]:
+    """How many micro-batches' activations of the whole model the fullest rank keeps at once, and why."""
+    parallel = config.parallel
+    p, m = parallel.pipeline, parallel.microbatches
+    if p == 1:
+        return 1.0, "one micro-batch, in float32, without the loss"
+    if parallel.schedule == "gpipe":
+        return m / p, f"{m} micro-batches of 1/{p} of the model"
+    if parallel.schedule == "1f1b":
+        return min(m, p) / p, f"{min(m, p)} micro-batches of 1/{p} of the model"
+    parts = min(
+        2 * m, p + 2 * (p - 1) + 1
+    )  # two stages a rank: warm-up of the first rank, in parts of 1/(2p)
+    return parts / (2 * p), f"{parts} micro-batch parts of 1/{2 * p} of the model"
+
+
+def _largest_unit(built: BuiltModel) -> int:
+    """Weights of the largest FSDP unit; what is in no unit is gathered as one more."""
+    parameters = {name: p.numel() for name, p in built.module.named_parameters()}
+    globs = built.layout.units or built.layout.order
+    sizes = {
+        name: sum(n for p, n in parameters.items() if p.startswith(f"{name}."))
+        for name, _ in built.module.named_modules()
+        if any(fnmatchcase(name, glob) for glob in globs)
+    }
+    return max([*sizes.values(), sum(parameters.values()) - sum(sizes.values())])
+
+
+def activation_bytes(built: BuiltModel, rows: int) -> int:
+    """What autograd keeps for the backward of `rows` rows through the whole model, counted on shapes alone.
+
+    Weights and buffers are not counted. raises: whatever the model raises without numbers.
+    """
+    own = {_storage(tensor) for tensor in (*built.module.parameters(), *built.module.buffers())}
+    kept: dict[
+        int, Tensor
+    ] = {}  # the tensors stay alive, so that no storage is counted under a reused address
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(_storage(tensor), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = built.module(*built.example(rows, device="meta"))
+    del outputs
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,269 @@
+"""What cannot work together: mesh, batch, model, techniques, disk. Each rule adds problems with the key to mend."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import ConfigError
+from ..parallel.split import balanced, by_hand, module_costs
+from ..parallel.tensor import open_after, resolve_plan
+from .config import RunConfig, TechniqueConfig
+from .config_errors import Path, Problem, nearest
+from .models import BuiltModel
+from .tasks import task_for
+
+
+@dataclass
+class Found:
+    """What the rules have found so far."""
+
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def problem(self, path: Path, message: str) -> None:
+        """Add one thing to mend; errors of lower packages repeat the path, which is said already."""
+        self.problems.append(Problem(path=path, message=message))
+
+    def note(self, text: str) -> None:
+        """Add something that is allowed, but perhaps not meant."""
+        self.notes.append(text)
+
+
+def check_mesh(config: RunConfig, ranks: int, found: Found) -> None:
+    """Engine, context axis, and the product of the degrees."""
+    parallel = config.parallel
+    if parallel.engine != "native":
+        message = f"engine {parallel.engine} is not in this version; use engine: native"
+        found.problem(("parallel", "engine"), message)
+    if parallel.context > 1:
+        message = (
+            "context parallelism is not in this version; use context: 1, and shard or tensor to make room"
+        )
+        found.problem(("parallel", "context"), f"given {parallel.context}; {message}")
+    if parallel.ranks != ranks:
+        used = [f"{axis} {degree}" for axis, degree in parallel.degrees.items() if degree > 1] or [
+            "one process"
+        ]
+        message = f"{' × '.join(used)} needs {_ranks(parallel.ranks)}, but there {_are(ranks)}"
+        found.problem(("parallel",), f"{message}; change a degree or run with --ranks {parallel.ranks}")
+
+
+def check_batch(config: RunConfig, rows: int | None, found: Found) -> None:
+    """Every data rank needs a row in every micro-batch, and an epoch a batch."""
+    batch, parallel = config.data.batch, config.parallel
+    pieces = parallel.microbatches * parallel.data_ranks
+    if batch < pieces:
+        cut = f"{parallel.microbatches} micro-batches × {_ranks(parallel.data_ranks, 'data rank')}"
+        message = f"given {batch}; {cut} need {pieces} samples or more: raise it, or lower microbatches"
+        found.problem(("data", "batch"), message)
+    held_out = config.evaluate.batch
+    if held_out is not None and held_out < pieces:
+        found.problem(("evaluate", "batch"), f"given {held_out}; want {pieces} or more, as for data.batch")
+    if held_out is not None and parallel.pipeline > 1:
+        found.note("evaluate.batch counts without a pipeline only; here held-out batches are data.batch rows")
+    if rows is None:
+        return
+    if batch > rows and config.data.tail == "drop":
+        message = (
+            f"given {batch}, but there are {rows} rows and tail: drop leaves no batch; want {rows} or less"
+        )
+        found.problem(("data", "batch"), message)
+    elif batch > rows:
+        found.note(f"data.batch {batch} is more than the {rows} rows: every step is one whole epoch")
+    tail = rows % batch
+    if config.data.tail == "keep" and 0 < tail < pieces <= batch:
+        found.note(
+            f"the last batch of an epoch has {tail} rows for {pieces} pieces (micro-batches × data ranks): some "
+            "ranks have none in it; data.tail: drop leaves it out"
+        )
+
+
+def check_tensor(config: RunConfig, built: BuiltModel, found: Found) -> dict[str, str]:
+    """The model's (or the config's) tensor plan on this degree; returns module → column or row."""
+    parallel, layout = config.parallel, built.layout
+    if parallel.tensor == 1:
+        return {}
+    key = "tensor" if parallel.tensor_plan is None else "tensor_plan"
+    if parallel.tensor_plan is not None:
+        # The numbers that must be divisible belong to the model's own plan; with another one, features decide.
+        layout = type(layout)(order=layout.order, tensor_plan=dict(parallel.tensor_plan), units=layout.units)
+    try:
+        return resolve_plan(built.module, layout, parallel.tensor)
+    except ConfigError as error:
+        found.problem(("parallel", key), str(error))
+    return {}
+
+
+def check_pipeline(config: RunConfig, built: BuiltModel, plan: dict[str, str], found: Found) -> list[int]:
+    """Order, stages and schedule; returns the number of members of each stage ([] where it cannot be cut)."""
+    parallel, order = config.parallel, built.layout.order
+    if parallel.pipeline == 1:
+        return []
+    _check_schedule(config, found)
+    if not order:
+        message = (
+            f"given {parallel.pipeline}, but the model does not say in which order its modules run, so it cannot be"
+            " cut; use shard or tensor, or give the model a Layout with order"
+        )
+        found.problem(("parallel", "pipeline"), message)
+        return []
+    stages = len(parallel.stages) if parallel.stages else parallel.pipeline * stages_per_rank(config)
+    if stages > len(order):
+        message = f"{stages} stages, but the model has {len(order)} modules in a row: {', '.join(order)}"
+        found.problem(("parallel", "pipeline"), f"{message}; want {len(order)} stages or fewer")
+        return []
+    try:
+        if parallel.stages:
+            return by_hand(order, parallel.stages)
+        closed = [index for index, name in enumerate(order) if open_after(built.module, order, plan)[name]]
+        return balanced(_costs(built, order), stages, [index for index in closed if index < len(order) - 1])
+    except (ConfigError, ValueError) as error:
+        found.problem(("parallel", "stages" if parallel.stages else "pipeline"), str(error))
+    return []
+
+
+def stages_per_rank(config: RunConfig) -> int:
+    """How many parts of the model each pipeline rank holds: 2 if interleaved, unless the config names stages."""
+    parallel = config.parallel
+    if parallel.pipeline == 1 or parallel.schedule != "interleaved1f1b":
+        return 1
+    return max(len(parallel.stages) // parallel.pipeline, 1) if parallel.stages else 2
+
+
+def _costs(built: BuiltModel, order: Sequence[str]) -> list[float]:
+    example = built.example(1, device="meta")[0] if built.input_shape is not None else None
+    return module_costs(built.module, built.layout, example)
+
+
+def _check_schedule(config: RunConfig, found: Found) -> None:
+    parallel = config.parallel
+    p, m = parallel.pipeline, parallel.microbatches
+    if parallel.schedule == "1f1b" and m < p:
+        message = f"given {m}; 1f1b with {p} stages needs {p} or more (or schedule: gpipe)"
+        found.problem(("parallel", "microbatches"), message)
+    if parallel.schedule == "interleaved1f1b" and (m < p or m % max(m // p, 1)):
+        message = f"given {m}; interleaved1f1b on {p} pipeline ranks wants a multiple of {p}"
+        found.problem(("parallel", "microbatches"), message)
+    if parallel.stages is None:
+        return
+    count, wanted = len(parallel.stages), f"{p} stages, one for each pipeline rank"
+    if parallel.schedule == "interleaved1f1b":
+        if count % p or count < 2 * p:
+            message = (
+                f"given {count} stages; interleaved1f1b wants two or more on each of {p} ranks: a multiple of"
+            )
+            found.problem(("parallel", "stages"), f"{message} {p}, from {2 * p}")
+    elif count != p:
+        found.problem(("parallel", "stages"), f"given {count} stages; {parallel.schedule} wants {wanted}")
+
+
+def check_normalization(config: RunConfig, module: nn.Module, rows: int | None, found: Found) -> None:
+    """Batch normalisation must not see the copies that fill up a pipeline's uneven micro-batches."""
+    parallel, batch = config.parallel, config.data.batch
+    layer = next((name for name, part in module.named_modules() if isinstance(part, _BatchNorm)), None)
+    if parallel.pipeline == 1 or layer is None:
+        return
+    pieces = parallel.microbatches * parallel.data_ranks
+    why = f"{layer} normalises over the batch, and a pipeline fills uneven micro-batches with copies of rows"
+    if batch % pieces:
+        message = f"given {batch}; {why}: want a multiple of {pieces} (micro-batches × data ranks)"
+        found.problem(("data", "batch"), message)
+    elif rows is not None and config.data.tail != "drop" and rows % batch % pieces:
+        message = (
+            f"given {config.data.tail}, so the last batch has {rows % batch} rows for {pieces} pieces; {why}"
+        )
+        found.problem(("data", "tail"), f"{message}: use tail: drop")
+
+
+def check_metrics(config: RunConfig, task: str, found: Found) -> None:
+    """The best evaluation is chosen by a metric that is measured."""
+    best = config.evaluate.best
+    try:
+        measured = config.evaluate.metrics or task_for(task).metrics
+    except ConfigError as error:
+        found.problem(("model",), str(error))
+        return
+    if best is not None and best.metric not in (*measured, "loss"):
+        message = f"given {best.metric!r}, which is not measured{nearest(best.metric, (*measured, 'loss'))}"
+        found.problem(("evaluate", "best", "metric"), message)
+
+
+def check_techniques(
+    config: RunConfig, module: nn.Module, found: Found
+) -> list[list[tuple[float, list[str]]]]:
+    """Each technique must match something of the model that its phase begins with.
+
+    returns: per phase, per technique: (bytes a weight, names of the parameters). The model is prepared (on shapes
+    alone) on the way; where a technique cannot do that without numbers, what comes after it is not checked.
+    """
+    phases: list[list[tuple[float, list[str]]]] = []
+    known = True
+    for index, phase in enumerate(config.phases):
+        phases.append([])
+        for number, entry in enumerate(phase.techniques):
+            technique = entry.build()
+            names = technique.matched(module)
+            path: Path = ("phases", index, "techniques", number)
+            if not names and known:
+                found.problem(path, _nothing_matched(entry, technique.match, module))
+            phases[-1].append((technique.bytes_per_weight, names))
+            if technique.changes_model and known:
+                try:
+                    technique.prepare(module)
+                except (NotImplementedError, RuntimeError) as error:
+                    known = False
+                    found.note(
+                        f"{entry.name} needs numbers to prepare ({error}): matches after it are not checked"
+                    )
+    return phases
+
+
+def _nothing_matched(entry: TechniqueConfig, match: str | tuple[str, ...], module: nn.Module) -> str:
+    names = [name for name, _ in module.named_parameters()]
+    shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+    return f"{entry.name} matches no parameter with match: {match}; the model has {shown or 'none'}"
+
+
+def check_room(config: RunConfig, checkpoint: int, found: Found) -> None:
+    """The run's folder can be written and holds the checkpoints that are kept, and one while it is written."""
+    folder = config.run_folder
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        found.problem(("checkpoint", "folder"), f"{folder} cannot be written: {parent} is {_why(parent)}")
+        return
+    copies = config.checkpoint.keep + config.checkpoint.keep_best + 1
+    free = shutil.disk_usage(parent).free
+    if copies * checkpoint > free:
+        wanted = f"{copies} checkpoints of {in_bytes(checkpoint)}, {in_bytes(copies * checkpoint)} in all"
+        message = f"given {folder}, for up to {wanted}, but it"
+        found.problem(
+            ("checkpoint", "folder"), f"{message} has {in_bytes(free)} free; keep fewer, or use another disk"
+        )
+
+
+def _why(parent: FilePath) -> str:
+    return "a folder without write permission" if parent.is_dir() else "a file"
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes with its unit: 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _ranks(count: int, what: str = "rank") -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _are(count: int) -> str:
+    return "is 1" if count == 1 else f"are {count}"
