@@ -92,8 +92,8 @@ def speed_note(dense: nn.Module, compressed: nn.Module, device: torch.device | s
     zeros = _zero_fraction(compressed)
     if zeros > _zero_fraction(dense) + 0.01:
         return (
-            f"no speed-up expected from unstructured zeros on this device ({torch.device(device).type}): {zeros:.0%} of "
-            "the weights are zero, and dense kernels multiply zeros like any number; the file is what gets smaller"
+            f"no speed-up expected from unstructured zeros on this device ({torch.device(device).type}): {zeros:.0%} "
+            "of the weights are zero, and dense kernels multiply zeros like any number; the file is what gets smaller"
         )
     return "no speed-up expected: the model computes with the same shapes and types as before"
 
