@@ -71,8 +71,8 @@ def _groups(settings: OptimizerConfig, parameters: Sequence[Named]) -> list[dict
     spared = [named for named in parameters if _excluded(rules, *named)]
     decayed = [named for named in parameters if not _excluded(rules, *named)]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": settings.weight_decay}]
-    if spared:
-        groups.append({"params": spared, "weight_decay": 0.0})
+    if spared:  # beside named parameters torch refuses an empty group, which has no names
+        groups = [*groups[: len(decayed)], {"params": spared, "weight_decay": 0.0}]
     return groups
 
 

@@ -79,6 +79,8 @@ def _transformers_config(
             raise ConfigError(f"model.transformers={name!r} cannot be loaded: {error}") from error
     if not pretrained and facts.get("vocabulary") is not None:
         unset["vocab_size"] = plain(facts["vocabulary"])
+        # the library's special tokens lie beyond a small vocabulary, and serve text generation only
+        unset |= {"bos_token_id": None, "eos_token_id": None} if task.endswith("_lm") else {}
     if "num_labels" in settings or "id2label" in settings:
         unset.pop("num_labels", None)
     values = {**unset, **settings}
@@ -158,7 +160,8 @@ def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
     shape = tuple(plain(facts["input_shape"])) if facts.get("input_shape") is not None else None
     if shape is None or len(shape) != 3:
         settings: Mapping[str, Any] = getattr(module, "default_cfg", {})
-        shape = tuple(settings.get("input_size", (3, 224, 224)))
+        channels, height, width = settings.get("input_size", (3, 224, 224))
+        shape = (args.get("in_chans", channels), height, width)
     units = tuple(
         f"{name}.{child}"
         for name in ("blocks", "stages")

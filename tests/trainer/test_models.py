@@ -1,0 +1,449 @@
+"""The models: their sizes, their stage order, their seeds, and what they refuse."""
+
+import json
+import math
+import subprocess
+import sys
+from fnmatch import fnmatch
+
+import pytest
+import torch
+from forgepress.errors import ConfigError
+from forgepress.parallel.layout import Layout
+from forgepress.trainer.models import BuiltModel, build_model, model_names
+from torch import nn
+
+GPT = {"name": "gpt", "layers": 2, "heads": 3, "width": 12, "vocabulary": 17, "context": 9}
+BUILT_IN = {
+    "lenet_300_100": "lenet_300_100",
+    "lenet_5": "lenet_5",
+    "conv_bn": {"name": "conv_bn", "widths": [3, 5], "input_shape": [3, 7, 9], "classes": 4},
+    "gpt": GPT,
+}
+
+
+def rows_for(built: BuiltModel, rows: int = 3) -> torch.Tensor:
+    (zeros,) = built.example(rows)
+    if zeros.is_floating_point():
+        return torch.randn(zeros.shape, generator=torch.Generator().manual_seed(1))
+    return torch.randint(built.input_range, zeros.shape, generator=torch.Generator().manual_seed(1))
+
+
+def parameters(built: BuiltModel) -> int:
+    return sum(parameter.numel() for parameter in built.module.parameters())
+
+
+def states_equal(left: nn.Module, right: nn.Module) -> bool:
+    one, other = left.state_dict(), right.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ── sizes
+
+
+def test_every_built_in_model_is_tested_here():
+    assert set(model_names()) == set(BUILT_IN)
+
+
+def test_lenet_300_100_has_the_published_number_of_parameters():
+    assert parameters(build_model("lenet_300_100")) == 266_610
+
+
+def test_lenet_5_has_the_number_of_parameters_of_caffes():
+    built = build_model("lenet_5")
+    assert parameters(built) == 431_080
+    assert {n: p.numel() for n, p in built.module.named_parameters() if n.endswith("weight")} == {
+        "conv1.weight": 500,
+        "conv2.weight": 25_000,
+        "fc1.weight": 400_000,
+        "fc2.weight": 5_000,
+    }
+
+
+def test_convolutions_of_lenet_5_get_relu_only_when_asked():
+    relus = {asked: 0 for asked in (False, True)}
+    for asked in relus:
+        module = build_model({"name": "lenet_5", "convolution_relu": asked}).module
+        relus[asked] = sum(isinstance(part, nn.ReLU) for part in module.modules())
+    assert relus == {False: 1, True: 3}
+
+
+def test_gpt_has_the_number_of_parameters_counted_by_hand():
+    w = 12
+    block = 4 * (w * w + w) + 2 * 2 * w + (w * 4 * w + 4 * w) + (4 * w * w + w)
+    assert parameters(build_model(GPT)) == 17 * w + 9 * w + 2 * block + 2 * w + 17 * w
+    assert parameters(build_model({**GPT, "tied": True})) == 17 * w + 9 * w + 2 * block + 2 * w
+
+
+def test_conv_bn_stops_pooling_when_the_image_is_one_pixel():
+    built = build_model({"name": "conv_bn", "widths": [2, 2, 2, 2, 2], "input_shape": [1, 8, 8]})
+    assert sum(isinstance(part, nn.MaxPool2d) for part in built.module.modules()) == 3
+    assert built.module(torch.zeros(2, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["lenet_300_100", "lenet_5"])
+def test_flat_rows_give_the_same_as_images(name):
+    module = build_model(name, data={"input_shape": (1, 28, 28)}).module
+    images = torch.randn(3, 1, 28, 28)
+    assert torch.equal(module(images), module(images.flatten(1)))
+
+
+# ── what engines rely on
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_forward_is_the_composition_of_the_modules_in_order(name):
+    built = build_model(BUILT_IN[name])
+    built.module.eval()
+    hidden = rows = rows_for(built)
+    for part in built.layout.order:
+        hidden = built.module.get_submodule(part)(hidden)
+        assert isinstance(hidden, torch.Tensor)
+    assert torch.equal(hidden, built.module(rows))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_stages_made_with_identity_compose_to_the_whole_and_keep_names(name):
+    spec = BUILT_IN[name]
+    whole = build_model(spec)
+    order = whole.layout.order
+    rows = hidden = rows_for(whole)
+    held = []
+    for stage in (order[:2], order[2:3], order[3:]):
+        part = build_model(spec).module.eval()
+        for other in set(order) - set(stage):
+            part.set_submodule(other, nn.Identity())
+        hidden = part(hidden)
+        held += [parameter for parameter, _ in part.named_parameters()]
+    assert torch.equal(hidden, whole.module.eval()(rows))
+    assert sorted(held) == sorted(parameter for parameter, _ in whole.module.named_parameters())
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_parameter_belongs_to_exactly_one_member_of_the_order(name):
+    built = build_model(BUILT_IN[name])
+    for parameter, _ in built.module.named_parameters():
+        assert sum(parameter.startswith(f"{part}.") for part in built.layout.order) == 1, parameter
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_glob_of_the_tensor_plan_finds_a_linear_layer(name):
+    built = build_model(BUILT_IN[name])
+    modules = dict(built.module.named_modules())
+    for glob in built.layout.tensor_plan:
+        found = [modules[path] for path in modules if fnmatch(path, glob)]
+        assert found and all(isinstance(module, nn.Linear) for module in found), glob
+
+
+def test_gpt_with_a_third_of_the_heads_gives_its_share_of_the_sum():
+    """What tensor parallel does: query, key, value by columns, out by rows; the shares add up to the whole."""
+    attention = build_model(GPT).module.get_submodule("blocks.0.attention")
+    hidden = torch.randn(2, 5, 12)
+    whole = attention(hidden)
+    total = attention.out.bias.expand_as(whole).clone()
+    for rank in range(3):
+        cut = slice(4 * rank, 4 * rank + 4)
+        share = build_model(GPT).module.get_submodule("blocks.0.attention")
+        for name in ("query", "key", "value"):
+            linear = getattr(share, name)
+            linear.weight = nn.Parameter(linear.weight[cut].detach())
+            linear.bias = nn.Parameter(linear.bias[cut].detach())
+        share.out.weight = nn.Parameter(share.out.weight[:, cut].detach())
+        share.out.bias = nn.Parameter(torch.zeros(12))
+        total += share(hidden)
+    torch.testing.assert_close(total, whole)
+
+
+def test_gpt_sees_no_later_token():
+    module = build_model(GPT).module
+    tokens = torch.randint(17, (2, 9))
+    changed = tokens.clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % 17
+    before, after = module(tokens), module(changed)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+def test_gpt_at_the_start_is_as_good_as_guessing():
+    logits = build_model(GPT).module(torch.randint(17, (8, 9)))
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), torch.randint(17, (72,)))
+    assert abs(loss.item() - math.log(17)) < 0.05
+
+
+def test_gpt_takes_shorter_rows_and_refuses_longer_ones():
+    module = build_model(GPT).module
+    assert module(torch.zeros(2, 4, dtype=torch.int64)).shape == (2, 4, 17)
+    with pytest.raises(ValueError, match="10 tokens a row, but the context is 9"):
+        module(torch.zeros(2, 10, dtype=torch.int64))
+
+
+def test_a_tied_gpt_shares_one_weight_and_has_no_order():
+    built = build_model({**GPT, "tied": True})
+    assert built.module.get_parameter("head.weight") is built.module.get_parameter("embed.tokens.weight")
+    assert built.layout.order == () and built.layout.units == ("blocks.0", "blocks.1")
+
+
+def test_gpt_drops_out_in_training_only():
+    module = build_model({**GPT, "dropout": 0.5}).module
+    tokens = torch.zeros(2, 9, dtype=torch.int64)
+    assert not torch.equal(module(tokens), module(tokens))
+    module.eval()
+    assert torch.equal(module(tokens), module(tokens))
+
+
+# ── seeds, devices, specs
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_weights_depend_on_the_seed_alone(name):
+    torch.manual_seed(1)
+    first = build_model(BUILT_IN[name], seed=3)
+    torch.manual_seed(2)
+    again, other = build_model(BUILT_IN[name], seed=3), build_model(BUILT_IN[name], seed=4)
+    assert states_equal(first.module, again.module)
+    assert not states_equal(first.module, other.module)
+
+
+def test_global_generators_are_left_as_they_were():
+    import random
+
+    import numpy as np
+
+    def draw():
+        return torch.rand(2).tolist(), random.random(), np.random.rand()
+
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(5)
+    undisturbed = draw()
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(5)
+    build_model("lenet_300_100", seed=9)
+    assert draw() == undisturbed
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_spec_rebuilds_the_model_after_json(name):
+    built = build_model(BUILT_IN[name], data={"classes": 6, "vocabulary": 23, "length": 11})
+    again = build_model(json.loads(json.dumps(built.spec)))
+    assert again.spec == built.spec and again.layout == built.layout
+    assert states_equal(built.module, again.module)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_on_the_meta_device_shapes_are_those_of_the_real_model(name):
+    real, shapes = build_model(BUILT_IN[name]), build_model(BUILT_IN[name], device="meta")
+    assert {n: (t.shape, t.dtype) for n, t in real.module.state_dict().items()} == {
+        n: (t.shape, t.dtype) for n, t in shapes.module.state_dict().items()
+    }
+    assert all(tensor.is_meta for tensor in shapes.module.state_dict().values())
+    assert shapes.module(*shapes.example(2, device="meta")).shape == real.module(*real.example(2)).shape
+
+
+# ── sizes from the data
+
+
+def test_unset_sizes_come_from_the_data_and_given_ones_stay():
+    built = build_model(
+        {"name": "lenet_300_100", "classes": 7}, data={"input_shape": (1, 8, 8), "classes": 10}
+    )
+    assert built.module(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
+    gpt = build_model("gpt", data={"vocabulary": 65, "length": 64, "input_shape": (64,)})
+    assert gpt.spec["vocabulary"] == 65 and gpt.spec["context"] == 64
+
+
+def test_facts_may_be_numpy_numbers_and_torch_sizes():
+    import numpy as np
+
+    facts = {"input_shape": torch.Size([1, 8, 8]), "classes": np.int64(3)}
+    assert json.dumps(build_model("conv_bn", data=facts).spec)
+
+
+# ── errors
+
+
+@pytest.mark.parametrize(
+    ("spec", "data", "message"),
+    [
+        ("lenet_30_100", {}, "did you mean 'lenet_300_100'"),
+        ({"name": "gpt", "layer": 2}, {}, "unknown setting 'layer', did you mean 'layers'"),
+        ("gpt", {}, "vocabulary is not given and the data has no fact 'vocabulary'"),
+        ({**GPT, "heads": 5}, {}, "width=12 is not a multiple of heads=5"),
+        ({**GPT, "layers": 0}, {}, "layers: .*greater than or equal to 1, given 0"),
+        ({**GPT, "layers": "2"}, {}, "layers: .*valid integer, given '2'"),
+        ("lenet_5", {"input_shape": (1, 8, 8)}, "too small for two 5×5 convolutions"),
+        ("lenet_5", {"input_shape": (784,)}, "fact of the data, set model.input_shape yourself"),
+        ({"layers": 2}, {}, "exactly one of name, transformers, timm, factory"),
+        ({"name": "gpt", "timm": "resnet18"}, {}, "exactly one of"),
+        ({"factory": "nowhere.at.all:make"}, {}, "cannot be imported"),
+        ({"factory": "torch.nn:Nothing"}, {}, "has no function 'Nothing'"),
+        ({"factory": "torch.nn"}, {}, "not of the form"),
+        ({"factory": "builtins:dict"}, {}, "returned dict; want nn.Module or BuiltModel"),
+        ({"transformers": "gpt2", "task": "poetry"}, {}, "task='poetry'.*want one of causal_lm"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_what_to_do(spec, data, message):
+    with pytest.raises(ConfigError, match=message):
+        build_model(spec, data=data)
+
+
+# ── own factories
+
+
+def small(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+def with_layout(width: int) -> nn.Module:
+    module = small(width)
+    module.layout = Layout(order=("0", "1", "2"), tensor_plan={"0": "column", "2": "row"})
+    return module
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.inner(rows)
+
+
+@pytest.fixture
+def factories(monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_models", sys.modules[__name__])
+
+
+def test_a_factory_gets_its_args_and_a_sequential_its_order(factories):
+    spec = {"factory": "own_models:small", "args": {"width": 5}}
+    built = build_model(spec, seed=1, data={"input_shape": (4,)})
+    assert built.layout.order == ("0", "1", "2") and built.task == "classification" and built.spec == spec
+    assert built.module(*built.example(3)).shape == (3, 2)
+    torch.manual_seed(8)
+    assert states_equal(built.module, build_model(spec, seed=1).module)
+
+
+def test_a_factorys_own_layout_counts_and_an_unknown_forward_has_no_order(factories):
+    built = build_model({"factory": "own_models:with_layout", "args": {"width": 5}})
+    assert built.layout.tensor_plan == {"0": "column", "2": "row"}
+    unknown = build_model({"factory": "own_models:Own"})
+    assert unknown.layout == Layout()
+    with pytest.raises(ConfigError, match="shape of an input is unknown"):
+        unknown.example(1)
+
+
+# ── the libraries
+
+
+def test_building_a_built_in_model_imports_no_model_library():
+    code = (
+        "import sys; from forgepress.trainer.models import build_model; build_model('lenet_5'); "
+        "print([name for name in ('transformers', 'timm', 'torchvision', 'datasets') if name in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def torchvision_operators():
+    """A torchvision built for CUDA fails on a CPU torch unless its operators are declared."""
+    if torch._C._dispatch_has_kernel("torchvision::nms"):
+        yield
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield library
+
+
+TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 12}
+LIBRARY = {
+    "bert": ("sequence_classification", TINY),
+    "gpt2": ("causal_lm", {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16}),
+    "llama": ("causal_lm", {**TINY, "num_key_value_heads": 1}),
+    "vit": ("image_classification", {**TINY, "image_size": 16, "patch_size": 8}),
+}
+FACTS = {"vocabulary": 31, "length": 6, "classes": 3}
+
+
+def from_library(name: str, **options) -> BuiltModel:
+    task, config = LIBRARY[name]
+    return build_model({"transformers": name, "task": task, "config": config}, data=FACTS, **options)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_transformers_model_from_its_config_has_the_datas_sizes(name, torchvision_operators):
+    pytest.importorskip("transformers")
+    built = from_library(name)
+    logits = built.module(*built.example(2)).logits
+    assert logits.shape == ((2, 6, 31) if name in ("gpt2", "llama") else (2, 3))
+    assert built.task == f"transformers.{LIBRARY[name][0]}" and built.module.training
+    assert len([unit for unit in built.layout.units if unit.endswith((".0", ".1"))]) == 2
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_transformers_model_is_rebuilt_from_its_spec(name, torchvision_operators):
+    pytest.importorskip("transformers")
+    built = from_library(name, seed=2)
+    assert built.spec["pretrained"] is False
+    torch.manual_seed(11)
+    assert states_equal(built.module, build_model(json.loads(json.dumps(built.spec)), seed=2).module)
+    shapes = from_library(name, device="meta")
+    assert {n: t.shape for n, t in shapes.module.state_dict().items()} == {
+        n: t.shape for n, t in built.module.state_dict().items()
+    }
+
+
+def test_a_pretrained_transformers_model_is_loaded_from_a_folder_in_float32(tmp_path, torchvision_operators):
+    pytest.importorskip("transformers")
+    saved = from_library("gpt2", seed=5).module
+    saved.to(torch.bfloat16).save_pretrained(tmp_path)
+    loaded = build_model({"transformers": str(tmp_path), "task": "causal_lm"}, seed=6)
+    assert loaded.spec["pretrained"] is True and loaded.module.training
+    for name, parameter in loaded.module.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, saved.get_parameter(name).float()), name
+
+
+def test_llamas_own_tensor_plan_is_taken_and_gpt2_has_none(torchvision_operators):
+    pytest.importorskip("transformers")
+    layout = from_library("llama").layout
+    assert layout.tensor_plan["model.layers.*.self_attn.q_proj"] == "column"
+    assert layout.tensor_plan["model.layers.*.mlp.down_proj"] == "row"
+    assert layout.divisible == {"attention heads": 2, "key-value heads": 1, "mlp features": 12}
+    assert from_library("gpt2").layout.tensor_plan == {}
+
+
+def test_a_unit_that_shares_a_weight_with_outside_is_no_unit(torchvision_operators):
+    pytest.importorskip("transformers")
+    spec = {"transformers": "bert", "task": "masked_lm", "config": TINY}
+    units = build_model(spec, data=FACTS).layout.units
+    assert units == ("bert.encoder.layer.0", "bert.encoder.layer.1")  # embeddings are tied to the head
+
+
+def test_a_config_that_transformers_refuses_is_a_config_error(torchvision_operators):
+    pytest.importorskip("transformers")
+    with pytest.raises(ConfigError, match="'nonsense'"):
+        build_model({"transformers": "nonsense", "task": "causal_lm", "config": {"n_layer": 1}})
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        build_model({"transformers": "./no/such/folder", "task": "causal_lm"})
+
+
+def test_a_timm_model_gets_classes_and_channels_of_the_data(torchvision_operators):
+    pytest.importorskip("timm")
+    built = build_model({"timm": "test_vit"}, data={"classes": 3, "input_shape": (3, 160, 160)})
+    assert built.module(*built.example(1)).shape == (1, 3)
+    assert built.layout.units and all(unit.startswith("blocks.") for unit in built.layout.units)
+    one = build_model({"timm": "test_resnet"}, data={"classes": 4, "input_shape": (1, 32, 32)}, seed=3)
+    again = build_model(one.spec, seed=3)
+    assert states_equal(one.module, again.module) and again.input_shape == (1, 160, 160)
+    assert one.module(*one.example(2)).shape == (2, 4)
+    with pytest.raises(ConfigError, match="refused by timm"):
+        build_model({"timm": "resnet_of_nobody"})
+
+
+def test_a_library_that_cannot_be_imported_is_a_config_error_that_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match=r"timm cannot be imported.*forgepress\[models\]"):
+        build_model({"timm": "resnet18"})
