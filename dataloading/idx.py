@@ -43,9 +43,11 @@ def read_idx(path: Path) -> np.ndarray:
             "it is not an idx file, get it again"
         )
     kind, header = np.dtype(_TYPES[content[2]]), 4 + 4 * content[3]
-    shape = tuple(int(size) for size in np.frombuffer(content[4:header], ">u4"))[: content[3]]
+    if len(content) < header:
+        raise DataError(f"{path}: want a header of {header} bytes, found {len(content)}; get the file again")
+    shape = tuple(int(size) for size in np.frombuffer(content[4:header], ">u4"))
     expected = header + prod(shape) * kind.itemsize
-    if len(content) < header or len(content) != expected:
+    if len(content) != expected:
         raise DataError(
             f"{path}: its header promises {expected} bytes ({'×'.join(map(str, shape))} values), found {len(content)} "
             "(unpacked); the file is cut off or damaged, get it again"
@@ -73,7 +75,7 @@ def _content(path: Path) -> bytes:
             pieces = []
             try:
                 with gzip.open(file) as unpacked:
-                    while piece := unpacked.read(1 << 20):
+                    while piece := unpacked.read1(1 << 20):  # read would lose what comes before the cut
                         pieces.append(piece)
             except EOFError:
                 pass

@@ -48,12 +48,12 @@ def _pixels(picture: dict[str, Any] | None, channels: int | None, where: str) ->
     """uint8 [channels, height, width]."""
     from PIL import Image
 
-    content = (picture or {}).get("bytes")
-    place = (picture or {}).get("path")
+    given = picture or {}
+    content, place = given.get("bytes"), given.get("path")
     if content is None and not place:
         raise DataError(f"{where}: no picture; want its bytes or path in every row: drop such rows")
     try:
-        with Image.open(BytesIO(content) if content is not None else place) as image:
+        with Image.open(BytesIO(content) if content is not None else str(place)) as image:
             grey = channels == 1 or (channels is None and image.mode in ("1", "L"))
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except (

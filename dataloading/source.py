@@ -58,6 +58,7 @@ class ArraySource:
     arrays:      column → numpy array, tensor or nested list [rows, …]. Arrays and tensors are kept, not copied.
     fingerprint: of the data; made from names, types, shapes and all bytes if not given (1 GB takes about a second).
     vocabulary:  the tokens that integers in the columns stand for, if that is what they are.
+    classes:     number of classes that targets count, if it is known (this part may not have the last one).
     raises:      DataError for no column, no row, different lengths, or values that are no numbers.
     """
 
@@ -69,6 +70,7 @@ class ArraySource:
         *,
         fingerprint: str | None = None,
         vocabulary: tuple[str, ...] | None = None,
+        classes: int | None = None,
     ) -> None:
         self.tensors = {name: _tensor(name, array) for name, array in arrays.items()}
         lengths = {name: len(tensor) for name, tensor in self.tensors.items()}
@@ -78,7 +80,7 @@ class ArraySource:
             )
         self._rows = next(iter(lengths.values()))
         self.columns = {name: ColumnInfo.of(tensor) for name, tensor in self.tensors.items()}
-        self.vocabulary = vocabulary
+        self.vocabulary, self.classes = vocabulary, classes
         self.fingerprint = fingerprint or of_arrays(self.tensors)
 
     def __len__(self) -> int:

@@ -55,8 +55,12 @@ def table_source(
         return source
     if source.has_images:
         return CachedSource(source)
-    kept = ArraySource(source.gather(np.arange(len(source))), fingerprint=mark, vocabulary=source.vocabulary)
-    return kept
+    return ArraySource(
+        source.gather(np.arange(len(source))),
+        fingerprint=mark,
+        vocabulary=source.vocabulary,
+        classes=source.classes,
+    )
 
 
 class TableSource:
@@ -78,7 +82,7 @@ class TableSource:
         pictures = [name for name, kind in kinds.items() if is_images(kind)]
         self._like = {name: first[name][0] for name in pictures}
         self.has_images = bool(pictures)
-        self.classes: int | None = getattr(_feature(table, names, "targets"), "num_classes", None)
+        self.classes = _classes(table, names)
         is_text = getattr(_feature(table, names, "inputs"), "dtype", None) in ("string", "large_string")
         self.vocabulary = ("<pad>", *(f"<0x{byte:02X}>" for byte in range(256))) if is_text else None
         assert self.vocabulary is None or len(self.vocabulary) == TEXT_VOCABULARY
@@ -114,7 +118,7 @@ def _read(kind: str, files: list[Path], split: Split) -> tuple[Any, bool]:
     """The dataset, and whether it is this split already."""
     import datasets
 
-    paths = [str(file) for file in files]
+    paths: list[Any] = [str(file) for file in files]
     quiet = not datasets.are_progress_bars_disabled()
     if quiet:
         datasets.disable_progress_bars()
@@ -162,6 +166,17 @@ def _names_of_columns(
     if inputs is not None and inputs == targets:
         raise ConfigError(f"data.inputs and data.targets are both {inputs!r}; want two columns")
     return wanted or {name: name for name in have}
+
+
+def _classes(table: Any, names: dict[str, str]) -> int | None:
+    """Of integer targets: as the file says, else the largest in any split + 1."""
+    import pyarrow.compute as compute
+
+    old = next((old for old, new in names.items() if new == "targets"), None)
+    if old is None or not str(table.data.schema.field(old).type).startswith(("int", "uint")):
+        return None
+    said = getattr(table.features[old], "num_classes", None)
+    return said or compute.call_function("max", [table.data.column(old)]).as_py() + 1
 
 
 def _feature(table: Any, names: dict[str, str], name: str) -> Any:

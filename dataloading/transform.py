@@ -100,6 +100,7 @@ class TransformedSource:
         probe = transform(source.gather(np.zeros(1, dtype=np.int64))[column])
         self.columns = {**source.columns, column: ColumnInfo.of(probe)}
         self.vocabulary = getattr(source, "vocabulary", None)
+        self.classes = getattr(source, "classes", None)
 
     @property
     def fingerprint(self) -> str:
@@ -122,7 +123,10 @@ def _all_at_once(source: ArraySource, transform: Transform, column: str) -> Arra
     for begin in range(0, len(raw), _CHUNK):
         result[begin : begin + _CHUNK] = transform(raw[begin : begin + _CHUNK])
     return ArraySource(
-        {**source.tensors, column: result}, fingerprint=source.fingerprint, vocabulary=source.vocabulary
+        {**source.tensors, column: result},
+        fingerprint=source.fingerprint,
+        vocabulary=source.vocabulary,
+        classes=source.classes,
     )
 
 
