@@ -32,6 +32,7 @@ class Failure:
     exit_code: int = 1
     expected: bool = False  # a ForgepressError: its message says all, no traceback wanted
     consequence: bool = False  # "connection closed by peer" and the like: another rank is the cause
+    exact: bool = True  # False: step and where are from the last record that arrived, up to a second old
     traceback: str = ""
     at: float = field(default_factory=time.time)  # wall clock: which of several hosts' failures came first
 

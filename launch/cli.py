@@ -207,9 +207,9 @@ def bench(
     ] = None,
 ) -> None:
     """Measure an artifact's latency on this device."""
-    from ..trainer import bench as benching
+    from ..trainer.bench import bench_artifact
 
-    typer.echo(json.dumps(benching.latency(existing(artifact), batches=batch or [1, 32]), indent=2))
+    bench_artifact(existing(artifact), batches=batch or (1, 32))
 
 
 def load(words: list[str]) -> Any:

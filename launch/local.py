@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from .board import FAILED, RUNNING, Board, Failure, Standing, process_is_stopped
 from .environment import child_environment
 from .logs import log_path, open_log
-from .verdict import Verdict, grace, judge, message, root_cause
+from .verdict import Verdict, blame, grace, judge, message
 from .watch import SILENCE
 
 PREEMPTED = 75
@@ -144,7 +144,7 @@ class LocalRanks:
                 waited = time.monotonic() - first_failure
                 known = {failure.rank for failure in self._failures}
                 if waited >= grace(self._failures) or all(process in known for process in running):
-                    return Verdict(failure=root_cause(self._failures))
+                    return blame(self._failures, self._standings())
             elif not running:
                 return None
             else:

@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, TextIO
 
 from .board import FAILED, FINISHED, RUNNING, Failure, Page, Standing, process_is_stopped
 from .environment import Place
-from .verdict import GRACE_FOR_CAUSE, Verdict, grace, judge, message, root_cause
+from .verdict import GRACE_FOR_CAUSE, Verdict, blame, grace, judge, message
 from .watch import SIGN_OF_LIFE, SILENCE, Watch, describe
 
 _STORE_TIMEOUT = 5.0  # seconds that one store operation may take: then the store's host counts as lost
@@ -54,9 +55,11 @@ class StoreWatch(Watch):
         self._seen = {rank: _Seen(at=self._started) for rank in range(place.world)}
         self._known: set[int] = set()
         self._store = _open_store(place)
-        self._publish()
+        self._ending = threading.Lock()
+        self._answered = time.monotonic()  # when the store last answered
         self._thread = threading.Thread(target=self._live, name="forgepress-watch", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard_store, name="forgepress-store", daemon=True).start()
 
     def failed(self, error: BaseException) -> None:
         """Publishes the failure and waits until the verdict is spoken; the watching thread then ends this process."""
@@ -75,14 +78,21 @@ class StoreWatch(Watch):
     def _live(self) -> None:
         try:
             while not self._closed.is_set():
-                self._wake.wait(self._period)
-                self._wake.clear()
                 self._publish()
                 self._look()
+                self._answered = time.monotonic()
+                self._wake.wait(self._period)
+                self._wake.clear()
             self._leave()
         except Exception as error:  # torch's store raises several kinds; each means that it cannot be reached
             if not self._closed.is_set():
                 self._store_is_lost(error)
+
+    def _guard_store(self) -> None:
+        """A store whose host is stopped does not answer, and torch would wait for it without end."""
+        while not self._closed.wait(self._period):
+            if time.monotonic() - self._answered > self._silence + self._period:
+                self._store_is_lost(TimeoutError(f"no answer for {self._silence:g} s"))
 
     def _look(self) -> None:
         verdict = self._read_verdict()
@@ -96,10 +106,9 @@ class StoreWatch(Watch):
         if not failures:
             return judge(standings, timeout=self._timeout, silence=self._silence)
         self._first_failure = self._first_failure or time.monotonic()
-        cause = root_cause(failures)
         all_known = all(standing.failure or standing.status == FINISHED for standing in standings)
         patience = 0.0 if all_known else grace(failures)
-        return Verdict(failure=cause) if time.monotonic() - self._first_failure >= patience else None
+        return blame(failures, standings) if time.monotonic() - self._first_failure >= patience else None
 
     def _publish(self) -> None:
         standing = self._page.read(host=self._place.host, started=self._started)
@@ -140,6 +149,7 @@ class StoreWatch(Watch):
                     step=standing.step,
                     where=standing.where,
                     cause="the process is gone without a word: killed (kill -9, out of memory) or ended by os._exit",
+                    exact=False,
                 )
                 standing = replace(standing, status=FAILED, failure=gone)
         return standing
@@ -161,6 +171,7 @@ class StoreWatch(Watch):
 
     def _end(self, _mine: Verdict, standings: Sequence[Standing], verdict: Verdict, speaks: bool) -> None:
         """The last thing this process does."""
+        self._ending.acquire()  # never released: of two threads that find the end, one speaks
         text = message(verdict, standings)
         if self._log:
             self._log.write(text + "\n")
@@ -169,15 +180,12 @@ class StoreWatch(Watch):
         if speaks:
             print(text, file=sys.__stderr__, flush=True)
         guilty = standings[verdict.failure.rank]
-        if (
-            guilty.host == self._place.host
-            and guilty.process
-            and guilty.rank != self._place.rank
-            and guilty.stopped
-        ):
-            os.kill(
-                guilty.process, signal.SIGKILL
-            )  # a stopped rank cannot end itself, and its agent would wait
+        stopped_here = guilty.stopped and guilty.host == self._place.host and guilty.rank != self._place.rank
+        if stopped_here and guilty.process:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(
+                    guilty.process, signal.SIGKILL
+                )  # a stopped rank cannot end itself; its agent would wait
         if verdict.failure.rank != self._place.rank:
             time.sleep(0.5)  # the guilty one first: its launcher names the first rank that ends
         if self._hosts_store():
@@ -205,9 +213,14 @@ class StoreWatch(Watch):
             step=host.get("step", -1),
             where=host.get("where", "starting"),
             cause=f"its store at {store} is lost ({str(error).splitlines()[0]})",
+            exact=False,
         )
         standings = [self._standing(rank, time.monotonic()) for rank in range(self._place.world)]
-        self._end(Verdict(failure=failure), standings, Verdict(failure=failure), speaks=self._place.rank == 1)
+        lowest = min(
+            (s.rank for s in standings if s.rank and s.status == RUNNING and not s.stopped), default=1
+        )
+        verdict = Verdict(failure=failure)
+        self._end(verdict, standings, verdict, speaks=self._place.rank == lowest)
 
     def _hosts_store(self) -> bool:
         return self._place.rank == 0 and not _agent_has_store()

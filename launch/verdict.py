@@ -44,9 +44,7 @@ def judge(standings: Sequence[Standing], *, timeout: float, silence: float = SIL
             cause = f"no sign of life for {standing.silent:.0f} s: the process is {what}"
             return Verdict(failure=_failure(standing, cause))
     if any(standing.quiet >= limit(standing, timeout) for standing in running):
-        # While one rank is stuck the others soon wait for it: the one furthest behind, and of those the first to
-        # stop, is the best guess; the message shows where all the others stand.
-        stuck = min(running, key=lambda standing: (standing.step, -standing.quiet))
+        stuck = _furthest_behind(running)
         cause = (
             f"no progress for {stuck.quiet:.0f} s (parallel.timeout={timeout:g}): a hang, "
             f"for instance a collective that not all ranks entered"
@@ -66,6 +64,19 @@ def root_cause(failures: Sequence[Failure]) -> Failure:
     return min(failures, key=lambda failure: (failure.consequence, failure.at))
 
 
+def blame(failures: Sequence[Failure], standings: Sequence[Standing]) -> Verdict:
+    """The verdict once nobody else is expected to speak.
+
+    If all that failed only gave up on a peer, and a rank still runs, they waited for that one: it is a hang.
+    """
+    cause = root_cause(failures)
+    running = [standing for standing in standings if standing.status == RUNNING]
+    if not cause.consequence or not running:
+        return Verdict(failure=cause)
+    stuck = _furthest_behind(running)
+    return Verdict(failure=_failure(stuck, f"the others gave up waiting for it ({cause.cause})"), hang=True)
+
+
 def grace(failures: Sequence[Failure]) -> float:
     """Seconds to wait for more records, counted from the first failure."""
     cause = root_cause(failures)
@@ -82,7 +93,8 @@ def message(verdict: Verdict, standings: Sequence[Standing], *, logs: str = "") 
         if ranks > 1 and not alike:
             lines.append(f"  on {who}, {_stood(failure)}")
     else:
-        lines = [f"error: {who} failed at {_stood(failure)}: {failure.cause}"]
+        failed = "failed at" if failure.exact else "failed, last seen at"
+        lines = [f"error: {who} {failed} {_stood(failure)}: {failure.cause}"]
     if ranks > 1 and not alike:
         lines += _others([standing for standing in standings if standing.rank != failure.rank])
     if logs and not (alike and failure.expected):
@@ -118,6 +130,11 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _furthest_behind(running: Sequence[Standing]) -> Standing:
+    """The likely cause of a hang: while one rank is stuck the others soon wait for it, a little further on."""
+    return min(running, key=lambda standing: (standing.step, -standing.quiet))
 
 
 def _failure(standing: Standing, cause: str) -> Failure:
