@@ -1,0 +1,280 @@
+"""Proofs on the user's own config: the same run on any mesh, and the same run after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..parallel import Mesh, join
+from ..parallel.whole import gather
+from .assembly import Assembly
+from .config import RunConfig
+from .loop import Trainer
+from .step import Steps
+
+OnRanks = Callable[..., list[Any]]
+"""Runs a function of this module on N fresh local ranks (it comes from above: `launch`)."""
+
+_STEPS = 6  # optimizer steps of every phase: enough for masks, momentum and a schedule to show a difference
+_LOSS, _NORM, _WEIGHTS, _MASKS = 1e-4, 1e-3, 1e-2, 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What one proof run left: step → (loss, gradient norm), and the whole model and techniques' state at its end."""
+
+    steps: dict[int, tuple[float, float]]
+    tensors: dict[str, Tensor]
+    start: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Largest differences between two traces; relative ones, but for masks (share of bits that differ)."""
+
+    loss: float
+    gradient_norm: float
+    weights: float
+    """Norm of the difference against the norm of how far the reference has moved."""
+    masks: float
+
+    def within(self, *, exact: bool = False) -> bool:
+        """Whether the runs count as one: bit for bit, or within what float32 sums in another order give."""
+        if exact:
+            return max(self.loss, self.gradient_norm, self.weights, self.masks) == 0.0
+        limits = ((self.loss, _LOSS), (self.gradient_norm, _NORM), (self.weights, _WEIGHTS), (self.masks, _MASKS))
+        return all(value <= limit for value, limit in limits)
+
+
+def parity(config: RunConfig, meshes: Sequence[Mapping[str, int]], on_ranks: OnRanks) -> tuple[bool, str]:
+    """Train a few steps of every phase on one process and on each mesh, dropout off, and compare.
+
+    returns: (all agree, a table of the largest differences).
+    """
+    rows, holds = [], True
+    with tempfile.TemporaryDirectory() as folder:
+        references: dict[int, Trace] = {}
+        for number, degrees in enumerate(meshes):
+            pieces = _microbatches(config, degrees)
+            if pieces not in references:
+                alone = _short(config, {}, pieces, Path(folder) / f"reference-{pieces}")
+                references[pieces] = run_trace(alone, on_ranks)
+            there = run_trace(_short(config, degrees, pieces, Path(folder) / f"mesh-{number}"), on_ranks)
+            difference = compare(references[pieces], there)
+            holds &= difference.within()
+            rows.append((_name(degrees), difference, difference.within()))
+    return holds, _table("parity with one process", rows)
+
+
+def resume(
+    config: RunConfig,
+    kill_at: Sequence[int],
+    then_meshes: Sequence[Mapping[str, int]],
+    on_ranks: OnRanks,
+) -> tuple[bool, str]:
+    """Kill a run with SIGKILL at given steps, resume it, and compare with one that nobody stopped.
+
+    kill_at: steps of the shortened run (default: at a third and at two thirds).   then_meshes: mesh of each
+    resumed session (the last one stays); on the config's own mesh the result must be the same bit for bit.
+    """
+    home = config.parallel.degrees
+    meshes = [dict(m) for m in then_meshes] or [{}]
+    total = _STEPS * len(config.phases)
+    kills = sorted(kill_at) or [total // 3 + 1, 2 * total // 3 + 1]
+    pieces = max(_microbatches(config, m) for m in [home, *meshes])
+    with tempfile.TemporaryDirectory() as folder:
+        unbroken = run_trace(_short(config, home, pieces, Path(folder) / "unbroken"), on_ranks)
+        sessions = [home] + [meshes[min(i, len(meshes) - 1)] or home for i in range(len(kills))]
+        broken = Path(folder) / "broken"
+        for degrees, kill in zip(sessions, [*kills, 0], strict=True):
+            trace = run_trace(_short(config, degrees, pieces, broken), on_ranks, kill_at=kill)
+        difference = compare(unbroken, trace)
+    exact = all(m == {} or {**dict.fromkeys(home, 1), **m} == home for m in meshes)
+    name = f"killed at {', '.join(map(str, kills))}; went on with " + ", ".join(_name(m) for m in sessions[1:])
+    holds = difference.within(exact=exact)
+    title = "resume against the unbroken run" + (" (bit for bit)" if exact else "")
+    return holds, _table(title, [(name, difference, holds)])
+
+
+# ── one traced run
+
+
+def run_trace(config: RunConfig, on_ranks: OnRanks, *, kill_at: int = 0) -> Trace:
+    """Run ``config`` on as many ranks as its mesh needs and read what it left."""
+    on_ranks(
+        f"{__name__}:trace",
+        config.model_dump(mode="json"),
+        kill_at,
+        ranks=config.parallel.ranks,
+        timeout=config.parallel.timeout,
+        may_be_killed=kill_at > 0,
+    )
+    return read_trace(config.run_folder)
+
+
+def trace(config: dict[str, Any], kill_at: int, place: Any) -> None:
+    """One rank of a traced run."""
+    checked = RunConfig.model_validate(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with join(device, rank=place.rank, ranks=place.world, timeout=checked.parallel.timeout) as device:
+        mesh = Mesh.build(checked.parallel.degrees, device=device)
+        Traced(checked, mesh=mesh, watch=place.watch, kill_at=kill_at).fit()
+
+
+class Traced(Trainer):
+    """A trainer that writes down every step and, at its end, the whole model with the techniques' state."""
+
+    def __init__(self, config: RunConfig, *, kill_at: int = 0, **place: Any) -> None:
+        """kill_at: optimizer step after which the last rank kills itself; 0: none."""
+        super().__init__(config, **place)
+        self._kill_at = kill_at
+
+    def _assemble(self, index: int, plan: list[dict[str, Any]]) -> Assembly:
+        assembly = super()._assemble(index, plan)
+        _without_dropout(assembly.engine.parts)
+        if index == 0:
+            self._dump("start", dict(assembly.engine.parameters()))
+        return assembly
+
+    def _then(self) -> Assembly:
+        assembly = super()._then()
+        _without_dropout(assembly.engine.parts)
+        return assembly
+
+    def _after_step(self, steps: Steps) -> None:
+        loss = self.mesh.reduce(steps.losses, "sum", ("pipeline", "replicate", "shard"))
+        steps.losses = torch.zeros_like(steps.losses)
+        if self.mesh.rank == 0:
+            with (self.config.run_folder / "trace.jsonl").open("a") as file:
+                file.write(json.dumps([self.step, float(loss), float(steps.norm or 0.0)]) + "\n")
+        if steps.chain.run.step == steps.chain.run.steps:
+            self._dump_end()
+        if self.step == self._kill_at and self.mesh.rank == self.mesh.world - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._after_step(steps)
+
+    def _dump_end(self) -> None:
+        tensors: dict[str, Tensor] = {f"model/{n}": p for n, p in self.assembly.engine.parameters().items()}
+        tensors |= {f"buffer/{n}": b for n, b in self.assembly.engine.buffers().items()}
+        tensors |= {f"chain/{key}": w.wrap(t) for key, (w, t) in self.assembly.chain.tensors().items()}
+        self._dump(f"end-{self.phase_index}", tensors)
+
+    def _dump(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        whole = gather(dict(tensors), self.mesh)
+        if self.mesh.rank == 0:
+            save_file({k: t.contiguous() for k, t in whole.items()}, self.config.run_folder / f"{name}.safetensors")
+
+    def _deliver(self) -> dict[str, Any]:
+        self.checkpoints.wait()
+        return {}
+
+
+def read_trace(folder: Path) -> Trace:
+    """What a traced run wrote; of a step that was done twice (after a kill) the last time counts."""
+    lines = (folder / "trace.jsonl").read_text().splitlines() if (folder / "trace.jsonl").exists() else []
+    steps = {step: (loss, norm) for step, loss, norm in map(json.loads, lines)}
+    tensors = {
+        f"{file.stem}/{name}": tensor
+        for file in sorted(folder.glob("end-*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+    start = load_file(folder / "start.safetensors") if (folder / "start.safetensors").exists() else {}
+    return Trace(steps=steps, tensors=tensors, start=start)
+
+
+def compare(reference: Trace, other: Trace) -> Difference:
+    """Largest differences; infinite where one trace has a step or a tensor that the other has not."""
+    if reference.steps.keys() != other.steps.keys() or reference.tensors.keys() != other.tensors.keys():
+        return Difference(loss=float("inf"), gradient_norm=float("inf"), weights=float("inf"), masks=float("inf"))
+    pairs = [(reference.steps[s], other.steps[s]) for s in reference.steps]
+    floats = [k for k, t in reference.tensors.items() if t.is_floating_point()]
+    bits = [k for k, t in reference.tensors.items() if t.dtype == torch.bool]
+    return Difference(
+        loss=max((_relative(a[0], b[0]) for a, b in pairs), default=0.0),
+        gradient_norm=max((_relative(a[1], b[1]) for a, b in pairs), default=0.0),
+        weights=max((_moved(reference, other, key) for key in floats), default=0.0),
+        masks=_differing_bits(reference, other, bits),
+    )
+
+
+def _relative(reference: float, value: float) -> float:
+    return abs(value - reference) / max(abs(reference), 1e-6)
+
+
+def _moved(reference: Trace, other: Trace, key: str) -> float:
+    """‖difference‖ / ‖reference − start‖ of one tensor (against its own norm where it has no start)."""
+    here, there = reference.tensors[key].double(), other.tensors[key].double()
+    start = reference.start.get(key.split("/", 2)[2])
+    away = here - start.double() if start is not None else here
+    return float((there - here).norm() / away.norm().clamp_min(1e-9))
+
+
+def _differing_bits(reference: Trace, other: Trace, keys: Sequence[str]) -> float:
+    differing = sum(int((reference.tensors[k] != other.tensors[k]).sum()) for k in keys)
+    return differing / max(sum(reference.tensors[k].numel() for k in keys), 1)
+
+
+def _without_dropout(parts: Sequence[nn.Module]) -> None:
+    for part in parts:
+        for module in part.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+            for name, value in list(vars(module).items()):
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+
+
+# ── the shortened config
+
+
+def _short(config: RunConfig, degrees: Mapping[str, int], microbatches: int, folder: Path) -> RunConfig:
+    """The config on another mesh, a few steps of every phase, in a folder of its own."""
+    values = config.model_dump(mode="json")
+    values["name"] = folder.name
+    values["checkpoint"] |= {"folder": str(folder.parent), "every": 2, "keep": 2, "keep_best": False}
+    values["parallel"] |= {**dict.fromkeys(config.parallel.degrees, 1), **degrees, "microbatches": microbatches}
+    if not any(degrees.get(axis, 1) > 1 for axis in ("pipeline",)):
+        values["parallel"]["stages"] = None
+    values["tracking"] |= {"wandb": None, "tensorboard": False, "every": 1000}
+    values["evaluate"] |= {"every": 0}
+    values["export"] = []
+    for phase in values["phases"]:
+        longest = phase["steps"] if phase["steps"] is not None else _STEPS
+        phase |= {"steps": min(longest, _STEPS), "epochs": None}
+    return RunConfig.model_validate(values)
+
+
+def _microbatches(config: RunConfig, degrees: Mapping[str, int]) -> int:
+    stages = degrees.get("pipeline", 1)
+    return max(config.parallel.microbatches, stages if stages > 1 else 1)
+
+
+def _name(degrees: Mapping[str, int]) -> str:
+    return " × ".join(f"{axis}={n}" for axis, n in degrees.items() if n > 1) or "one process"
+
+
+def _table(title: str, rows: Sequence[tuple[str, Difference, bool]]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{title}: largest differences", title_justify="left")
+    for column in ("mesh", "loss", "gradient norm", "weights", "masks", "verdict"):
+        table.add_column(column, justify="left" if column in ("mesh", "verdict") else "right")
+    for name, d, holds in rows:
+        numbers = [f"{v:.1e}" if v else "0" for v in (d.loss, d.gradient_norm, d.weights, d.masks)]
+        table.add_row(name, *numbers, "pass" if holds else "FAIL")
+    console = Console(width=110, force_terminal=False)
+    with console.capture() as captured:
+        console.print(table)
+    limits = f"relative; pass up to {_LOSS:g} loss, {_NORM:g} gradient norm, {_WEIGHTS:g} weights, {_MASKS:g} masks"
+    return captured.get() + limits
