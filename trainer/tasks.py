@@ -71,6 +71,7 @@ class _CrossEntropy:
     target_column: str = "targets"
 
     def inputs(self, columns: Columns) -> Tensor | dict[str, Tensor]:
+        """The one column that the model takes. raises: DataError where it is missing."""
         return _column(columns, self.input_column, self.name)
 
     def loss_sum(self, outputs: Any, columns: Columns, valid: Tensor | None) -> Tensor:
@@ -140,6 +141,7 @@ class TransformersTask(_CrossEntropy):
     causal: bool = False
 
     def inputs(self, columns: Columns) -> dict[str, Tensor]:
+        """The columns with names of the library, as keywords. raises: DataError without the main one."""
         known = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "pixel_values")
         found = {name: columns[name] for name in known if name in columns}
         if self.main_input not in found:
