@@ -26,14 +26,18 @@ class Origins:
 
     def place(self, path: Path) -> str:
         """The override's text or file:line of the key or, where it is nowhere, of what is around it."""
-        for length in range(len(path), 0, -1):
-            key = path[:length]
+        above = [path[:length] for length in range(len(path), 0, -1)]
+        for key in above:
             if key in self.overrides:
                 return f"override {self.overrides[key]}"
-            for name, lines in reversed(self.files):
-                if key in lines:
-                    return f"{name}:{lines[key]}"
-        return self.files[-1][0] if self.files else ""
+        nearest, place = 0, self.files[-1][0] if self.files else ""
+        for name, lines in reversed(self.files):
+            key = next((key for key in above if key in lines), ())
+            if len(key) > nearest:
+                nearest, place = len(key), f"{name}:{lines[key]}"
+            if key and (key == path or any(isinstance(part, int) for part in path[: len(key) + 1])):
+                break  # this file has the key, or the list that it is in: lists replace those of earlier files
+        return place
 
     def reading_order(self, problem: Problem) -> tuple[int, int]:
         """Files in their order, from top to bottom, then overrides: as a person mends them."""

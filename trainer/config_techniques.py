@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,7 +26,7 @@ def check_technique(name: str, settings: dict[str, Any]) -> list[tuple[Path, str
     except ConfigError as error:
         cause = error.__cause__
         if isinstance(cause, ValidationError):
-            return _problems(cause, name, settings, tuple(kind.__dataclass_fields__))
+            return _problems(cause, name, settings, tuple(field.name for field in dataclasses.fields(kind)))
         return [(_mentioned(str(error), settings), str(error))]
     return []
 
