@@ -149,8 +149,8 @@ def _with_model(report: Report, config: RunConfig, built: BuiltModel, found: Fou
     check_normalization(config, built.module, report.rows, found)
     check_metrics(config, built.task, found)
     plan = check_tensor(config, built, found)
-    lengths = check_pipeline(config, built, plan, found)
-    held = held_by_fullest_rank(config, built, plan, lengths)
+    stages = check_pipeline(config, built, plan, found)
+    held = held_by_fullest_rank(config, built, plan, stages)
     parameters = sum(parameter.numel() for parameter in built.module.parameters())
     activations = _activations(config, built, found)
     matches = check_techniques(config, built.module, found)  # prepares the model: nothing else may follow it
@@ -161,7 +161,7 @@ def _with_model(report: Report, config: RunConfig, built: BuiltModel, found: Fou
     return replace(
         report,
         parameters=parameters,
-        stages=_stage_names(built, lengths),
+        stages=stages,
         phases=plans,
         memory=estimate(config, built, held, matches, activations),
         checkpoint_bytes=size,
@@ -176,11 +176,6 @@ def _activations(config: RunConfig, built: BuiltModel, found: Found) -> int | No
     except Exception as error:  # whatever a model does on shapes alone: the other numbers still hold
         found.note(f"activations are not in the table, the model does not run on shapes alone: {error}")
     return None
-
-
-def _stage_names(built: BuiltModel, lengths: list[int]) -> tuple[tuple[str, ...], ...]:
-    order, starts = built.layout.order, [sum(lengths[:stage]) for stage in range(len(lengths))]
-    return tuple(order[start : start + length] for start, length in zip(starts, lengths, strict=True))
 
 
 def _plans(config: RunConfig, batches: int | None, counts: list[list[int]]) -> tuple[PhasePlan, ...]:

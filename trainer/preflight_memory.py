@@ -42,29 +42,21 @@ class Held:
 
 
 def held_by_fullest_rank(
-    config: RunConfig, built: BuiltModel, plan: Mapping[str, str], lengths: Sequence[int]
+    config: RunConfig, built: BuiltModel, plan: Mapping[str, str], stages: Sequence[Sequence[str]]
 ) -> Held:
-    """What the fullest rank keeps. plan: divided modules; lengths: members of each pipeline stage ([]: one stage)."""
+    """What the fullest rank keeps. plan: divided modules; stages: their modules, none: all is one stage."""
     parallel = config.parallel
-    ranks = [
-        _part(built.module, _members(built.layout.order, lengths, rank, parallel.pipeline))
-        for rank in range(parallel.pipeline if lengths else 1)
+    mine = [
+        [name for stage in stages[rank :: parallel.pipeline] for name in stage]
+        for rank in range(parallel.pipeline)
     ]
+    ranks = [_part(built.module, members) for members in mine] if stages else [_part(built.module, None)]
     local = [
         {name: _local(name, p, parallel.shard, parallel.tensor, plan) for name, p in parameters.items()}
         for parameters, _ in ranks
     ]
     fullest = max(range(len(ranks)), key=lambda rank: sum(local[rank].values()))
     return Held(elements=local[fullest], buffer_bytes=_size(ranks[fullest][1].values()))
-
-
-def _members(order: Sequence[str], lengths: Sequence[int], rank: int, ranks: int) -> list[str] | None:
-    """Modules of the stages rank, rank + ranks, …; None: all of the model."""
-    if not lengths:
-        return None
-    starts = [sum(lengths[:stage]) for stage in range(len(lengths))]
-    mine = range(rank, len(lengths), ranks)
-    return [name for stage in mine for name in order[starts[stage] : starts[stage] + lengths[stage]]]
 
 
 def _part(module: nn.Module, members: list[str] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
@@ -12,12 +12,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
-from ..parallel.split import balanced, by_hand, module_costs
+from ..parallel import Mesh
+from ..parallel.pipeline import STAGES_PER_RANK, check_separable, plan_stages
+from ..parallel.split import module_costs
 from ..parallel.tensor import open_after, resolve_plan
 from .config import RunConfig, TechniqueConfig
-from .config_errors import Path, Problem, nearest
+from .config_errors import Path, Problem, keys_at, nearest
 from .models import BuiltModel
 from .tasks import task_for
+
+Stages = tuple[tuple[str, ...], ...]
+"""Module names of every pipeline stage; stage s lives on pipeline rank s % ranks. (): one stage, the whole model."""
 
 
 @dataclass
@@ -28,8 +33,15 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
     def problem(self, path: Path, message: str) -> None:
-        """Add one thing to mend; errors of lower packages repeat the path, which is said already."""
+        """Add one thing to mend."""
         self.problems.append(Problem(path=path, message=message))
+
+    def refused(self, path: Path, error: ConfigError) -> None:
+        """Add what a lower package refuses, at the key that it names (parallel.microbatches=3: …), else at `path`."""
+        named = re.match(r"(\w+(?:\.\w+)*)(?:=[^:]*)?: ", str(error))
+        keys = tuple(named[1].split(".")) if named else ()
+        inside = bool(keys) and keys[:1] == path[:1] and keys[-1] in keys_at(RunConfig, keys[:-1])
+        self.problem(keys if inside else path, str(error))
 
     def note(self, text: str) -> None:
         """Add something that is allowed, but perhaps not meant."""
@@ -97,36 +109,33 @@ def check_tensor(config: RunConfig, built: BuiltModel, found: Found) -> dict[str
     try:
         return resolve_plan(built.module, layout, parallel.tensor)
     except ConfigError as error:
-        found.problem(("parallel", key), str(error))
+        found.refused(("parallel", key), error)
     return {}
 
 
-def check_pipeline(config: RunConfig, built: BuiltModel, plan: dict[str, str], found: Found) -> list[int]:
-    """Order, stages and schedule; returns the number of members of each stage ([] where it cannot be cut)."""
-    parallel, order = config.parallel, built.layout.order
+def check_pipeline(config: RunConfig, built: BuiltModel, plan: dict[str, str], found: Found) -> Stages:
+    """The modules of each pipeline stage as the engine will cut them; () where it would refuse to, or has one."""
+    parallel, layout = config.parallel, built.layout
     if parallel.pipeline == 1:
-        return []
-    _check_schedule(config, found)
-    if not order:
-        message = (
-            f"given {parallel.pipeline}, but the model does not say in which order its modules run, so it cannot be"
-            " cut; use shard or tensor, or give the model a Layout with order"
-        )
-        found.problem(("parallel", "pipeline"), message)
-        return []
-    stages = len(parallel.stages) if parallel.stages else parallel.pipeline * stages_per_rank(config)
-    if stages > len(order):
-        message = f"{stages} stages, but the model has {len(order)} modules in a row: {', '.join(order)}"
-        found.problem(("parallel", "pipeline"), f"{message}; want {len(order)} stages or fewer")
-        return []
+        return ()
+    _check_interleaving(config, found)
+    opened = open_after(built.module, layout.order, plan)
     try:
-        if parallel.stages:
-            return by_hand(order, parallel.stages)
-        closed = [index for index, name in enumerate(order) if open_after(built.module, order, plan)[name]]
-        return balanced(_costs(built, order), stages, [index for index in closed if index < len(order) - 1])
-    except (ConfigError, ValueError) as error:
-        found.problem(("parallel", "stages" if parallel.stages else "pipeline"), str(error))
-    return []
+        stages = plan_stages(
+            built.module,
+            layout,
+            Mesh(**parallel.degrees),  # pyright: ignore[reportArgumentType]
+            schedule=parallel.schedule,
+            microbatches=parallel.microbatches,
+            stages=parallel.stages,
+            costs=_costs(built) if layout.order else None,
+            whole=[name for name in layout.order[:-1] if opened[name]],
+        )
+        check_separable(built.module, stages)
+        return tuple(stages)
+    except ConfigError as error:
+        found.refused(("parallel", "pipeline"), error)
+    return ()
 
 
 def stages_per_rank(config: RunConfig) -> int:
@@ -134,34 +143,25 @@ def stages_per_rank(config: RunConfig) -> int:
     parallel = config.parallel
     if parallel.pipeline == 1 or parallel.schedule != "interleaved1f1b":
         return 1
-    return max(len(parallel.stages) // parallel.pipeline, 1) if parallel.stages else 2
+    return max(len(parallel.stages) // parallel.pipeline, 1) if parallel.stages else STAGES_PER_RANK
 
 
-def _costs(built: BuiltModel, order: Sequence[str]) -> list[float]:
+def _costs(built: BuiltModel) -> list[float]:
     example = built.example(1, device="meta")[0] if built.input_shape is not None else None
     return module_costs(built.module, built.layout, example)
 
 
-def _check_schedule(config: RunConfig, found: Found) -> None:
+def _check_interleaving(config: RunConfig, found: Found) -> None:
+    """With one stage a rank, interleaving is 1f1b under another name."""
     parallel = config.parallel
-    p, m = parallel.pipeline, parallel.microbatches
-    if parallel.schedule == "1f1b" and m < p:
-        message = f"given {m}; 1f1b with {p} stages needs {p} or more (or schedule: gpipe)"
-        found.problem(("parallel", "microbatches"), message)
-    if parallel.schedule == "interleaved1f1b" and (m < p or m % max(m // p, 1)):
-        message = f"given {m}; interleaved1f1b on {p} pipeline ranks wants a multiple of {p}"
-        found.problem(("parallel", "microbatches"), message)
-    if parallel.stages is None:
-        return
-    count, wanted = len(parallel.stages), f"{p} stages, one for each pipeline rank"
-    if parallel.schedule == "interleaved1f1b":
-        if count % p or count < 2 * p:
-            message = (
-                f"given {count} stages; interleaved1f1b wants two or more on each of {p} ranks: a multiple of"
-            )
-            found.problem(("parallel", "stages"), f"{message} {p}, from {2 * p}")
-    elif count != p:
-        found.problem(("parallel", "stages"), f"given {count} stages; {parallel.schedule} wants {wanted}")
+    if (
+        parallel.schedule == "interleaved1f1b"
+        and parallel.stages
+        and len(parallel.stages) < 2 * parallel.pipeline
+    ):
+        message = f"given {len(parallel.stages)} stages; interleaved1f1b wants two or more on each rank"
+        wanted = f"{2 * parallel.pipeline}, {3 * parallel.pipeline}, … of them, or schedule: 1f1b"
+        found.problem(("parallel", "stages"), f"{message}: {wanted}")
 
 
 def check_normalization(config: RunConfig, module: nn.Module, rows: int | None, found: Found) -> None:
