@@ -1,0 +1,386 @@
+"""`forgepress check`: what it refuses, what it counts; real models on shapes alone, a source made up here."""
+
+import json
+import math
+
+import pytest
+import torch
+from forgepress.dataloading import ArraySource
+from forgepress.errors import ConfigError, DataError
+from forgepress.parallel.layout import Layout
+from forgepress.trainer import preflight_rules
+from forgepress.trainer.config import RunConfig
+from forgepress.trainer.config_file import load_with_origins
+from forgepress.trainer.models import BuiltModel
+from forgepress.trainer.preflight import bubble, check, examine, print_report
+from forgepress.trainer.preflight_memory import activation_bytes
+from forgepress.trainer.preflight_rules import in_bytes
+from torch import nn
+
+ROWS = 70
+WEIGHTS = 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
+MATRICES = 784 * 300 + 300 * 100 + 100 * 10
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def images(spec, split="train"):
+    inputs = torch.zeros(ROWS, 1, 28, 28)
+    return ArraySource({"inputs": inputs, "targets": torch.arange(ROWS) % 10}, fingerprint="made up")
+
+
+def config(**changes):
+    base = {
+        "model": "lenet_300_100",
+        "data": {"source": "digits", "batch": 32},
+        "phases": [{"name": "dense", "epochs": 2}],
+    }
+    return RunConfig.model_validate({**base, **changes})
+
+
+def report(ranks=1, load_source=images, build_model=None, **changes):
+    return examine(config(**changes), ranks, load_source=load_source, build_model=build_model)
+
+
+def refused(ranks=1, **changes):
+    """Path → message of everything that is refused."""
+    return {".".join(map(str, p.path)): p.message for p in report(ranks, **changes).problems}
+
+
+# ── the mesh and the batch
+
+
+def test_a_plain_run_is_accepted_and_its_steps_are_counted():
+    found = report()
+    assert found.problems == ()
+    assert (found.rows, found.batches_per_epoch, found.parameters) == (ROWS, 3, WEIGHTS)
+    assert found.phases[0].steps == 6
+    assert report(data={"source": "digits", "batch": 32, "tail": "drop"}).phases[0].steps == 4
+
+
+def test_degrees_that_do_not_make_the_ranks_are_refused_with_the_number_that_does():
+    message = refused(4, parallel={"shard": 3, "tensor": 2})["parallel"]
+    assert "shard 3 × tensor 2 needs 6 ranks, but there are 4" in message
+    assert "--ranks 6" in message
+
+
+@pytest.mark.parametrize("engine", ["deepspeed", "accelerate"])
+def test_engines_that_are_not_here_are_refused_by_name(engine):
+    message = refused(parallel={"engine": engine})["parallel.engine"]
+    assert message == f"engine {engine} is not in this version; use engine: native"
+
+
+def test_context_parallelism_is_refused():
+    assert "use context: 1" in refused(2, parallel={"context": 2})["parallel.context"]
+
+
+def test_a_batch_must_give_every_rank_a_row_in_every_microbatch():
+    parallel = {"replicate": 2, "shard": 2, "microbatches": 3}
+    assert "data.batch" not in refused(4, data={"source": "digits", "batch": 12}, parallel=parallel)
+    message = refused(4, data={"source": "digits", "batch": 11}, parallel=parallel)["data.batch"]
+    assert "given 11" in message and "12 samples or more" in message
+    assert "evaluate.batch" in refused(4, parallel=parallel, evaluate={"batch": 11})
+
+
+def test_an_epoch_without_a_batch_is_refused_and_one_of_one_batch_is_noted():
+    assert "leaves no batch" in refused(data={"source": "digits", "batch": 71, "tail": "drop"})["data.batch"]
+    found = report(data={"source": "digits", "batch": 71})
+    assert found.problems == () and "one whole epoch" in found.notes[0]
+
+
+def test_a_last_batch_too_small_for_all_pieces_is_noted():
+    parallel = {"replicate": 4, "microbatches": 2}  # 70 = 2 × 32 + 6: six rows for eight pieces
+    assert any("6 rows for 8 pieces" in note for note in report(4, parallel=parallel).notes)
+
+
+# ── the data
+
+
+def test_data_that_cannot_be_opened_are_one_problem_and_the_rest_is_still_checked():
+    def broken(spec, split="train"):
+        raise DataError("nothing is at 'gone.txt'")
+
+    found = report(load_source=broken, parallel={"engine": "deepspeed"})
+    assert [p.path for p in found.problems] == [("parallel", "engine"), ("data", "source")]
+    assert "gone.txt" in found.problems[1].message
+    assert found.phases[0].steps is None  # epochs of what could not be opened
+
+
+def test_the_source_gets_the_whole_data_block_and_the_training_split():
+    seen = []
+
+    def remember(spec, split):
+        seen.append((spec, split))
+        return images(spec)
+
+    report(load_source=remember, data={"source": "digits", "batch": 8, "inputs": "inputs"})
+    assert seen[0][0]["source"] == "digits" and seen[0][0]["inputs"] == "inputs" and seen[0][1] == "train"
+
+
+# ── the model on the mesh
+
+
+def test_a_tensor_degree_that_does_not_divide_the_model_is_refused():
+    assert report(3, parallel={"tensor": 3}).problems == ()
+    assert (
+        "does not divide the model's 300 fc1 features"
+        in refused(7, parallel={"tensor": 7})["parallel.tensor"]
+    )
+
+
+def test_a_tensor_plan_of_the_config_is_checked_by_features():
+    cut = {"fc2": "column", "fc3": "row"}
+    assert report(4, parallel={"tensor": 4, "tensor_plan": cut}).problems == ()
+    assert (
+        "100 output features"
+        in refused(3, parallel={"tensor": 3, "tensor_plan": cut})["parallel.tensor_plan"]
+    )
+    missing = {"blocks.*": "column"}
+    assert (
+        "names no module"
+        in refused(2, parallel={"tensor": 2, "tensor_plan": missing})["parallel.tensor_plan"]
+    )
+
+
+def pipeline(**more):
+    return {"pipeline": 2, "microbatches": 4, **more}
+
+
+def test_stages_are_those_that_the_engine_cuts():
+    assert report(2, parallel=pipeline()).stages == (("flatten", "fc1"), ("relu1", "fc2", "relu2", "fc3"))
+    by_hand = [["fl*", "fc1", "relu1", "fc2"], ["relu2", "fc3"]]
+    assert report(2, parallel=pipeline(stages=by_hand)).stages[1] == ("relu2", "fc3")
+
+
+def test_a_pipeline_wants_enough_microbatches_modules_and_an_order():
+    assert "1f1b wants at least" in refused(2, parallel=pipeline(microbatches=1))["parallel.microbatches"]
+    assert report(2, parallel=pipeline(microbatches=1, schedule="gpipe")).problems == ()
+    many = refused(7, parallel={"pipeline": 7, "microbatches": 8})
+    assert "7 pipeline stages, but the model has 6 modules" in many["parallel"]
+
+    def without_order(spec, **_):
+        return BuiltModel(
+            module=nn.Linear(4, 2), layout=Layout(), task="classification", spec={}, input_shape=(4,)
+        )
+
+    assert "order" in refused(2, parallel=pipeline(), build_model=without_order)["parallel.pipeline"]
+
+
+def test_interleaving_wants_two_stages_on_each_rank():
+    interleaved = pipeline(schedule="interleaved1f1b")
+    assert len(report(2, parallel=interleaved).stages) == 4
+    two = [["flatten", "fc1"], ["relu1", "fc2", "relu2", "fc3"]]
+    message = refused(2, parallel={**interleaved, "stages": two})["parallel.stages"]
+    assert "given 2 stages" in message and "two or more on each rank" in message
+
+
+def test_a_parameter_tied_across_stages_is_refused():
+    def tied(spec, **_):
+        module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).to("meta")
+        module[2].weight = module[0].weight
+        layout = Layout(order=("0", "1", "2"))
+        return BuiltModel(module=module, layout=layout, task="classification", spec={}, input_shape=(4,))
+
+    assert "tied across stages" in refused(2, parallel=pipeline(), build_model=tied)["parallel.pipeline"]
+
+
+def test_batch_normalisation_in_a_pipeline_wants_even_microbatches():
+    def found(batch, tail, ranks=2, **parallel):
+        data = {"source": "digits", "batch": batch, "tail": tail}
+        return refused(ranks, model="conv_bn", data=data, parallel=parallel or pipeline())
+
+    assert found(32, "drop") == {}
+    assert "use tail: drop" in found(32, "keep")["data.tail"]  # 70 % 32 = 6 rows for 4 pieces
+    assert found(35, "keep").keys() == {"data.batch"}
+    assert "want a multiple of 4" in found(35, "keep")["data.batch"]
+    assert found(31, "keep", 2, replicate=2) == {}  # without a pipeline nothing is filled up
+
+
+@pytest.mark.parametrize(
+    ("parallel", "share"),
+    [
+        ({}, 0.0),
+        ({"pipeline": 4, "microbatches": 4}, 3 / 7),
+        ({"pipeline": 4, "microbatches": 12}, 3 / 15),
+        ({"pipeline": 4, "microbatches": 4, "schedule": "interleaved1f1b"}, 3 / 11),
+        ({"pipeline": 2, "microbatches": 4, "schedule": "interleaved1f1b", "stages": [["a"]] * 6}, 1 / 13),
+    ],
+)
+def test_the_bubble_is_the_share_that_a_rank_waits(parallel, share):
+    assert bubble(config(parallel=parallel)) == pytest.approx(share)
+
+
+# ── techniques
+
+
+def prune(**settings):
+    return [{"name": "p", "steps": 5, "techniques": [{"name": "pruning.magnitude", **settings}]}]
+
+
+def test_a_technique_that_matches_nothing_is_refused_with_names_that_there_are():
+    message = refused(phases=prune(match="conv*"))["phases.0.techniques.0"]
+    assert "matches no parameter with match: conv*" in message
+    assert "fc1.weight" in message
+    assert report(phases=prune(match="fc1*")).phases[0].techniques == (("pruning.magnitude", 2),)
+
+
+def test_a_technique_is_matched_against_the_model_that_earlier_ones_have_prepared(monkeypatch):
+    from forgepress.compression.registry import techniques
+
+    def add_a_layer(self, model):
+        model.register_module("added", nn.Linear(3, 3, device="meta"))
+
+    monkeypatch.setattr(techniques()["pruning.magnitude"], "changes_model", True)
+    monkeypatch.setattr(techniques()["pruning.magnitude"], "prepare", add_a_layer)
+    assert report(phases=[*prune(match="fc1*"), {**prune(match="added*")[0], "name": "q"}]).problems == ()
+    assert refused(phases=prune(match="added*"))
+
+
+def test_what_needs_numbers_to_prepare_is_noted_and_not_guessed(monkeypatch):
+    from forgepress.compression.registry import techniques
+
+    def look_at_values(self, model):
+        next(model.parameters()).sum().item()
+
+    monkeypatch.setattr(techniques()["pruning.magnitude"], "changes_model", True)
+    monkeypatch.setattr(techniques()["pruning.magnitude"], "prepare", look_at_values)
+    found = report(phases=[*prune(), {**prune(match="later*")[0], "name": "q"}])
+    assert found.problems == ()
+    assert any("not checked" in note for note in found.notes)
+
+
+def test_the_best_metric_must_be_measured():
+    assert (
+        "did you mean accuracy?" in refused(evaluate={"best": {"metric": "acuracy"}})["evaluate.best.metric"]
+    )
+    assert refused(evaluate={"best": {"metric": "loss", "mode": "min"}}) == {}
+
+
+def test_a_warmup_longer_than_its_phase_is_noted():
+    found = report(optimizer={"schedule": {"warmup": 6}})
+    assert any("before its warmup of 6" in note for note in found.notes)
+    assert report(optimizer={"schedule": {"warmup": 5}}).notes == ()
+
+
+# ── memory and room
+
+
+def memory(ranks=1, **changes):
+    return {row.what: row.bytes for row in report(ranks, **changes).memory}
+
+
+def test_memory_of_one_rank_is_counted_weight_by_weight():
+    rows = memory(phases=prune())
+    assert rows["weights and buffers"] == rows["gradients"] == 4 * WEIGHTS
+    assert rows["optimizer moments"] == 8 * WEIGHTS
+    assert rows["techniques"] == MATRICES  # one byte a weight for the mask
+    assert rows["checkpoint staging"] == 12 * WEIGHTS + MATRICES
+    assert report(phases=prune()).checkpoint_bytes == 12 * WEIGHTS + MATRICES
+
+
+@pytest.mark.parametrize(("optimizer", "each"), [({"name": "sgd"}, 0), ({"name": "sgd", "momentum": 0.9}, 4)])
+def test_moments_are_those_of_the_optimizer(optimizer, each):
+    assert memory(optimizer=optimizer)["optimizer moments"] == each * WEIGHTS
+
+
+def test_sharding_divides_every_parameter_with_the_remainder_rounded_up():
+    sizes = [784 * 300, 300, 300 * 100, 100, 100 * 10, 10]
+    assert memory(7, parallel={"shard": 7})["gradients"] == 4 * sum(math.ceil(size / 7) for size in sizes)
+    assert memory(7, parallel={"replicate": 7})["gradients"] == 4 * WEIGHTS
+
+
+def test_the_tensor_axis_divides_what_its_plan_names_and_keeps_a_row_divided_bias_whole():
+    divided = 784 * 300 // 2 + 300 // 2 + 300 * 100 // 2 + 100 + 100 * 10 + 10
+    assert memory(2, parallel={"tensor": 2})["gradients"] == 4 * divided
+
+
+def test_in_a_pipeline_the_fullest_stage_counts():
+    assert memory(2, parallel=pipeline())["gradients"] == 4 * (784 * 300 + 300)
+
+
+def test_activations_are_what_autograd_keeps_counted_by_hand():
+    module = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)).to("meta")
+    built = BuiltModel(module=module, layout=Layout(), task="classification", spec={}, input_shape=(8,))
+    # Kept for 10 rows: the input [10, 8] and the ReLU's output [10, 5], which the last layer shares.
+    assert activation_bytes(built, 10) == 4 * (10 * 8 + 10 * 5)
+
+
+def test_a_model_that_does_not_run_on_shapes_still_has_its_other_numbers():
+    class Stubborn(nn.Linear):
+        def forward(self, input):
+            return super().forward(input) * float(self.weight.sum())
+
+    def build(spec, **_):
+        module = Stubborn(4, 2).to("meta")
+        return BuiltModel(module=module, layout=Layout(), task="classification", spec={}, input_shape=(4,))
+
+    found = report(build_model=build)
+    assert any("activations are not in the table" in note for note in found.notes)
+    assert {row.what for row in found.memory} >= {"gradients", "optimizer moments"}
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert "is a file" in refused(checkpoint={"folder": "file"})["checkpoint.folder"]
+    assert "is a file" in refused(checkpoint={"folder": "file/below"})["checkpoint.folder"]
+    assert refused(checkpoint={"folder": "new/below"}) == {}
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused(monkeypatch):
+    size = report().checkpoint_bytes
+    assert size is not None
+    usage = type("Usage", (), {"free": 4 * size})
+    monkeypatch.setattr(preflight_rules.shutil, "disk_usage", lambda path: usage)
+    assert refused() == {}  # two kept, the best, and one being written
+    message = refused(checkpoint={"keep": 3})["checkpoint.folder"]
+    assert f"5 checkpoints of {in_bytes(size)}" in message
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")]
+)
+def test_bytes_are_said_with_their_unit(count, text):
+    assert in_bytes(count) == text
+
+
+# ── the report
+
+
+def test_check_raises_everything_on_one_screen_with_file_and_line(tmp_path):
+    text = "model: lenet_300_100\ndata: {source: digits, batch: 1}\nphases:\n  - steps: 5\n"
+    (tmp_path / "run.yaml").write_text(text + "    techniques: [{name: pruning.magnitude, match: conv*}]\n")
+    run, origins = load_with_origins("run.yaml", ["parallel.replicate=2"])
+    with pytest.raises(ConfigError) as caught:
+        check(run, 3, origins=origins, load_source=images)
+    screen = str(caught.value)
+    assert screen.startswith("run cannot run on 3 ranks: it has 3 problems\n")
+    for place in ("run.yaml:2  data.batch", "run.yaml:5  phases.0.techniques.0", "parallel\n"):
+        assert place in screen
+
+
+def test_check_returns_the_report_of_a_run_that_can_start():
+    assert check(config(), 1, load_source=images) == report()
+
+
+def test_a_report_is_json_and_a_page(capsys):
+    found = report(2, parallel=pipeline(), phases=prune(), optimizer={"schedule": {"warmup": 9}})
+    again = json.loads(json.dumps(found.as_json()))
+    assert again["parameters"] == WEIGHTS
+    assert again["device_bytes"] == sum(row.bytes for row in found.memory if row.where == "device")
+    print_report(found)
+    page = capsys.readouterr().out
+    for text in ("266,610 parameters", "flatten fc1 | relu1", "pruning.magnitude (3)", "note: ", "can start"):
+        assert text in page
+        assert text in str(found)
+    assert "problem:" in str(report(3)) and "can start" not in str(report(3))
+
+
+def test_the_built_in_digits_are_accepted_for_real():
+    found = examine(config(), 1)
+    assert found.problems == ()
+    assert found.rows is not None and found.rows > 1000
+    assert found.columns is not None and found.columns["inputs"].startswith("float32 [1, 8, 8]")
