@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,13 +12,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .mesh import DATA_AXES, Mesh
 
+# Batch normalisation is global here, so buffers are equal already. torch 2.13 has renamed the argument.
+_NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFER_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
+
 
 def same_start(module: nn.Module, mesh: Mesh) -> None:
     """Give all data and tensor ranks the weights and buffers of the first one. cost: one broadcast of the model."""
     tensors = [x.detach() for x in (*module.parameters(), *module.buffers())]
     for group in mesh.groups((*DATA_AXES, "tensor")):
         for tensor in tensors:
-            dist.broadcast(tensor, group=group, group_src=0)
+            whole = tensor.contiguous()
+            dist.broadcast(whole, group=group, group_src=0)
+            if whole is not tensor:
+                tensor.copy_(whole)
 
 
 class WholeModel:
@@ -89,9 +97,9 @@ class Replicas(WholeModel):
         self._wrapped = DistributedDataParallel(
             self.module,
             process_group=self._group,
-            broadcast_buffers=False,  # batch normalisation is global here, so buffers are equal already
             init_sync=False,
             find_unused_parameters=min(on_ranks) < self._mesh.data_ranks,
             gradient_as_bucket_view=True,
+            **_NO_BUFFER_SYNC,
         )
         self.call = self._wrapped

@@ -20,7 +20,8 @@ class Shadow:
 
     def __init__(self, model: nn.Module, order: Sequence[str]) -> None:
         self._mode = FakeTensorMode()
-        self._model = share_tensors(model, self._mode.from_tensor)
+        # Evaluation mode: training mode updates averages, which looks at values, and changes no shape.
+        self._model = share_tensors(model, self._mode.from_tensor).eval()
         self._order = tuple(order)
 
     def run(self, x: Tensor, step: Callable[[nn.Module, Any], Any] = nn.Module.__call__) -> list[Tensor]:
