@@ -55,6 +55,8 @@ class Technique:
 
     changes_model: ClassVar[bool] = False
     """True where ``prepare`` or ``finalize`` swap modules or change shapes: the run is then sharded anew."""
+    contract: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Settings with which the contract test runs the technique on every mesh: one dict for every way that matters."""
     bytes_per_weight: ClassVar[float] = 0.0
     """Extra memory in bytes for each weight it matches, for the estimate of ``forgepress check``."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,7 @@ from .tasks import Task
 if TYPE_CHECKING:
     from .loop import Trainer
 
-_FORMATS = ("safetensors", "packed")
+FORMATS = ("safetensors", "packed")
 
 
 def deliver(
@@ -153,7 +152,3 @@ def layer_sparsity(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[dic
         if p.ndim >= 2
     ]
 
-
-def run_folder_of(path: Path) -> Path:
-    """The run folder that a run folder or one of its checkpoints belongs to."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path

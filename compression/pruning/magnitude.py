@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,11 @@ class Magnitude(Technique):
     every: int = 10
     """Steps from one mask to the next on the ramp."""
 
+    contract: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"sparsity": 0.8, "every": 2},
+        {"sparsity": 0.7, "scope": "uniform", "ramp": "linear", "every": 1},
+        {"sparsity": {"fc1.*": 0.9, "fc2.weight": 0.3}, "scope": "per_layer", "ramp": "one_shot", "begin": 2},
+    )
     bytes_per_weight: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:

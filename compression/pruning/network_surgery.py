@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -50,6 +50,11 @@ class NetworkSurgery(Technique):
     every: int = 16
     """Steps from one quantile to the next; the masks follow the thresholds at every step."""
 
+    contract: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"sparsity": 0.9, "every": 2},
+        {"sparsity": 0.8, "scope": "layer", "every": 1, "gamma": 1.0},
+        {"rate": 0.5, "match": ("fc1.weight", "*.bias")},
+    )
     bytes_per_weight: ClassVar[float] = 5.0
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ class SparsityPenalty(Technique):
     """Elastic: share of L1, the rest is L2."""
     groups: Literal["rows", "columns"] = "rows"
     """Group lasso: dim 0 (outputs) or dim 1 (inputs) numbers the groups; other shapes are one group a row."""
+
+    contract: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"kind": "l1", "strength": 0.5},
+        {"kind": "l2", "strength": 0.5, "form": "gradient"},
+        {"kind": "elastic", "strength": 0.1, "form": "gradient", "match": "*"},
+        {"kind": "group", "strength": 0.3},
+        {"kind": "group", "strength": 0.3, "groups": "columns", "form": "gradient"},
+    )
 
     def __post_init__(self) -> None:
         """raises: ValueError naming the setting that is out of range."""

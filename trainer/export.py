@@ -1,0 +1,76 @@
+"""`forgepress export`: the artifacts of a run or of one of its checkpoints, made in one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import CheckpointError, ConfigError
+from ..parallel import Mesh
+from ..parallel.whole import gather
+from .assembly import assemble, finalize, whole_model
+from .checkpoint import Checkpoints, Saved
+from .checkpoint_files import damage
+from .config import RunConfig
+from .data import open_data
+from .delivery import FORMATS, write_artifacts
+
+
+def export(path: str | Path, formats: Sequence[str] | None = None) -> list[Path]:
+    """Write the artifacts of a run folder (its newest whole checkpoint) or of ``checkpoints/step-N``.
+
+    formats: ``safetensors``, ``packed``; None: those of the run's config, or both where it names none.
+    returns: the artifact folders.
+    raises:  CheckpointError where there is no whole checkpoint, ConfigError for an unknown format.
+    """
+    given = Path(path).resolve()
+    run_folder = given.parent.parent if given.parent.name == "checkpoints" else given
+    config = _alone(run_folder)
+    chosen = list(formats or [e.format for e in config.export] or FORMATS)
+    unknown = [f for f in chosen if f not in FORMATS]
+    if unknown:
+        raise ConfigError(f"--format {unknown[0]}: unknown; want one of {', '.join(FORMATS)}")
+    mesh = Mesh()
+    saved = _one(given) if given != run_folder else _newest(run_folder, mesh)
+    data = open_data(config, mesh)
+    index = saved.state["phase"]
+    phase = config.phases[index]
+    steps = phase.steps if phase.steps is not None else (phase.epochs or 0) * len(data.train)
+    assembly = assemble(config, phase, saved.state["plan"], mesh, data.facts, steps=steps, items_per_row=data.items_per_row)
+    Checkpoints(run_folder / "checkpoints", mesh, keep=1, asynchronous=False).restore(saved, assembly)
+    plan, whole = finalize(assembly, config, mesh, data.facts)
+    tensors = whole["model"] if whole is not None else gather(assembly.engine, mesh)
+    built = whole_model(config, plan, data.facts)
+    lines = write_artifacts(config, built, tensors, plan, data.facts, chosen, assembly.task)
+    data.close()
+    return [run_folder / line["path"] for line in lines]
+
+
+def _alone(run_folder: Path) -> RunConfig:
+    """The run's config on one process, with its folder where it lies now."""
+    file = run_folder / "config.yaml"
+    if not file.is_file():
+        raise CheckpointError(f"{run_folder} holds no config.yaml; want a run folder or a checkpoint in one")
+    values = RunConfig.load(file).model_dump(mode="json")
+    values["name"] = run_folder.name
+    values["checkpoint"]["folder"] = str(run_folder.parent)
+    values["parallel"] |= {**dict.fromkeys(RunConfig.load(file).parallel.degrees, 1), "stages": None}
+    return RunConfig.model_validate(values)
+
+
+def _newest(run_folder: Path, mesh: Mesh) -> Saved:
+    saved, notes = Checkpoints(run_folder / "checkpoints", mesh, keep=1, asynchronous=False).newest()
+    if saved is None:
+        raise CheckpointError(
+            "\n".join([*notes, f"{run_folder} has no whole checkpoint; train the run first (forgepress train)"])
+        )
+    return saved
+
+
+def _one(folder: Path) -> Saved:
+    trouble = damage(folder)
+    if trouble is not None:
+        raise CheckpointError(f"checkpoint {folder} is damaged ({trouble}); take another one, or train again")
+    state = json.loads((folder / "state.json").read_text())
+    return Saved(folder=folder, step=state["step"], state=state)
