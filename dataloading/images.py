@@ -46,7 +46,10 @@ def decode(
 
 def _pixels(picture: dict[str, Any] | None, channels: int | None, where: str) -> np.ndarray:
     """uint8 [channels, height, width]."""
-    from PIL import Image
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"{where}: pictures need Pillow ({error}); run: pip install pillow") from None
 
     given = picture or {}
     content, place = given.get("bytes"), given.get("path")

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 import threading
 import time
 from itertools import chain, islice
@@ -261,6 +263,18 @@ def test_two_hundred_loaders_leave_no_thread(numbered, slow):
         del loader
     gc.collect()
     assert prefetch_threads() == before
+
+
+def test_a_process_ends_while_a_loader_is_open():
+    script = (
+        "import numpy as np, torch\n"
+        "from forgepress.dataloading import ArraySource, Loader\n"
+        "class Source(ArraySource): resident = False\n"
+        "loader = Loader(Source({'a': torch.arange(4000)}), batch=4)\n"
+        "print(loader.threaded, len(next(iter(loader)).columns['a']))\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["True", "4"], "")
 
 
 def test_a_closed_loader_goes_on_where_it_was(numbered, slow):
