@@ -21,8 +21,8 @@ def metric_text(name: str, value: Any) -> str:
         return str(value)
     if is_share(name) and 0 <= value <= 1:
         return f"{value * 100:.2f} %"
-    if isinstance(value, int) or (abs(value) >= 10_000 and value == int(value)):
-        return f"{int(value):,}"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.4g}"
 
 

@@ -82,9 +82,10 @@ def _vertical(values: list[float], percent: bool) -> tuple[_Scale, list[float]]:
     low, high = min(values), max(values)
     if low > 0 and high / low > 30 and not percent:
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        every = max(1, math.ceil(len(exponents) / 6))
-        factors = (1, 2, 5) if len(exponents) <= 3 else (1,)
-        marks = [factor * 10.0**power for power in exponents[::every] for factor in factors]
+        factors = (1, 2, 5) if len(exponents) <= 4 else (1,)
+        marks = [factor * 10.0**power for power in exponents for factor in factors]
+        marks = [mark for mark in marks if low * 0.9 <= mark <= high * 1.1]
+        marks = marks[:: max(1, math.ceil(len(marks) / 8))]
         return _Scale(low * 0.9, high * 1.1, _HEIGHT - _BOTTOM, _TOP, True), marks
     marks = ticks(low, high, 4)
     if percent:

@@ -1,5 +1,6 @@
 """The page: sections from the result down to the config, each a plain function from values to HTML."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -19,7 +20,7 @@ from .report_tables import (
     techniques_section,
     words_section,
 )
-from .report_words import headline
+from .report_words import comparison, headline
 
 Values = Mapping[str, Any]
 
@@ -67,7 +68,8 @@ def _header(name: str, summary: Values, metric: str | None, config: Values) -> s
         tag = f'<span class="tag {style}">{said}</span>'
     return (
         f'<header><div class="brand"><h1>{escape(name)}</h1>{about}{tag}</div>'
-        f'<p class="result">{headline(summary, smallest(summary), metric)}</p></header>'
+        f'<p class="result">{headline(summary, smallest(summary), metric)}</p>'
+        f'<p class="lead">{escape(comparison(summary, smallest(summary), metric))}</p></header>'
     )
 
 
@@ -86,14 +88,15 @@ def _warnings(summary: Values, curves: Curves) -> str:
 
 
 def _facts(summary: Values, config: Values) -> str:
-    mesh = " × ".join(f"{axis} {degree}" for axis, degree in summary["mesh"].items() if degree > 1)
+    axes = " × ".join(f"{axis} {degree}" for axis, degree in summary["mesh"].items() if degree > 1)
+    ranks = math.prod(summary["mesh"].values())
     facts = {
         "Steps": f"{summary['steps']:,}",
         "Samples a step": (config.get("data") or {}).get("batch", "–"),
         "Time": duration(summary["wall_seconds"]),
-        "Speed": f"{summary['samples_per_second']:,.0f} samples/s",
+        "Samples a second": f"{summary['samples_per_second']:,.0f}",
         "Waiting for data": f"{summary['data_wait_fraction']:.1%}",
-        "Processes": mesh or "one",
+        "Processes": f"{ranks} ({axes})" if axes else "1",
         "Precision": config.get("precision", "–"),
     }
     rows = "".join(f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items())

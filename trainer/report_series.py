@@ -77,13 +77,16 @@ def thinned(points: Points, most: int = _MOST_POINTS) -> Points:
 
 
 def smoothed(points: Points, share: float = 0.04) -> Points:
-    """A running mean over about `share` of the curve, which looks back only and never mixes in later steps."""
-    weight = 1 / max(1.0, share * len(points))
+    """The mean over a window of about `share` of the curve around each point; narrower towards both ends.
+
+    A mean that only looks back would lag behind a steep fall and make training seem worse than it was.
+    """
+    reach = int(share * len(points) / 2)
     result: Points = []
-    mean = points[0][1] if points else 0.0
-    for step, value in points:
-        mean += weight * (value - mean)
-        result.append((step, mean))
+    for place, (step, _) in enumerate(points):
+        here = min(reach, place, len(points) - 1 - place)
+        window = points[place - here : place + here + 1]
+        result.append((step, sum(value for _, value in window) / len(window)))
     return result
 
 

@@ -16,16 +16,16 @@ h2{font-size:1.15rem;margin:44px 0 4px}
 h2+p{margin-top:0}
 p{margin:.4em 0;max-width:70ch}
 .quiet,.lead{color:var(--quiet)}
-.result{font-size:clamp(1.5rem,4.6vw,2.3rem);line-height:1.2;font-weight:700;margin:.35em 0 .4em;max-width:26ch;
+.result{font-size:clamp(1.5rem,4.6vw,2.3rem);line-height:1.2;font-weight:700;margin:.35em 0 .4em;max-width:32ch;
 letter-spacing:-.015em;text-wrap:balance}
 .result em{font-style:normal;color:var(--hot)}
 .brand{display:flex;gap:12px;align-items:center;flex-wrap:wrap}
 .tag{font-size:.78rem;padding:2px 9px;border-radius:99px;background:var(--hot-soft);color:var(--hot);font-weight:600}
 .tag.good{background:var(--good-soft);color:var(--good)}.tag.bad{background:var(--bad-soft);color:var(--bad)}
 .warning{background:var(--bad-soft);color:var(--bad);border-radius:10px;padding:10px 14px;margin:14px 0;max-width:none}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:1px;background:var(--rule);
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));background:var(--card);
 border:1px solid var(--rule);border-radius:12px;overflow:hidden;margin:22px 0}
-.facts div{background:var(--card);padding:10px 14px}
+.facts div{box-shadow:0 0 0 .5px var(--rule);padding:10px 14px}
 .facts dt,.small{font-size:.8rem;color:var(--quiet)}.facts dd{margin:0;font-weight:600}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:16px;margin:16px 0}
 .card,.chart,.scroll{background:var(--card);border:1px solid var(--rule);border-radius:12px}
@@ -53,6 +53,7 @@ svg text{font-family:inherit;fill:var(--quiet);font-size:12px}svg .phase{font-si
 .line{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round}.line.faint{opacity:.28;stroke-width:1}
 .dot{fill:currentColor;stroke:var(--card);stroke-width:1}
 .scroll{overflow-x:auto;margin:14px 0}
+.techniques td:nth-child(2),.techniques th:nth-child(2){text-align:left}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:9px 14px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{font-size:.8rem;color:var(--quiet);font-weight:600}
@@ -67,7 +68,8 @@ summary{cursor:pointer;padding:12px 16px;font-weight:600}
 details pre{margin:0;padding:4px 16px 16px;overflow-x:auto}
 details p,details dl{padding:0 16px}details dt{font-weight:600;margin-top:10px}details dd{margin:0;max-width:70ch}
 footer{margin-top:44px;color:var(--quiet);font-size:.85rem}
-@media (max-width:600px){main{padding:20px 14px 48px}th,td{padding:8px 10px}
+@media (max-width:600px){svg text{font-size:14px}svg .phase{font-size:13px}
+main{padding:20px 14px 48px}th,td{padding:8px 10px}
 .layers td.shape,.layers th.shape{display:none}}
 @media print{body{background:#fff}.card,.chart,details{break-inside:avoid}}
 """.strip()

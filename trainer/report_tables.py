@@ -34,7 +34,7 @@ def techniques_section(summary: Values) -> str:
             name = verdict = ""
     head = ("technique", "quantity", "requested", "achieved", "")
     explained = "Forgepress measures on the weights whether each technique did what the config asks for."
-    return _section("Requested and achieved", explained, _table(head, rows))
+    return _section("Requested and achieved", explained, _table(head, rows, "techniques"))
 
 
 def layers_section(summary: Values) -> str:
@@ -99,7 +99,7 @@ def latency_section(summary: Values) -> str:
         return ""
     head = ("one forward pass", "dense, ms", "compressed, ms", "speed-up")
     device = escape(latency.get("device", "this device"))
-    explained = f"Measured by turns on {device}: the median, and the range of 80 % of passes."
+    explained = f"Measured by turns on {device}: the median, and the range of four passes in five."
     return _section("Latency", explained, _table(head, rows))
 
 

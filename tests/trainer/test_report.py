@@ -189,13 +189,15 @@ def test_the_page_refers_to_nothing_outside(sample):
 def test_a_stranger_reads_result_sizes_difference_verdict_and_note(sample):
     text = Page(sample).text
     for words in (
-        "16.2 × smaller with 98.21 % accuracy, −0.22 points against dense",
+        "16.2 × smaller with 98.21 % accuracy",
+        "1.07 MB of dense weights became 65.9 kB on disk",
+        "differs by −0.22 points",
         "1.07 MB",
         "65.9 kB",
         "pruning.network_surgery sparsity 95.00 % 95.02 % holds",
         "13,722 of 266,610",
         "no speed-up expected from unstructured zeros",
-        "replicate 2",
+        "2 (replicate 2)",
         "fc1.weight 300 × 784 96.20 %",
         "artifacts/packed packed 65,932",
         "The share of weights that are exactly zero",
@@ -286,10 +288,19 @@ def test_thinning_keeps_ends_and_spikes():
     assert (7777.0, 50.0) in kept and kept == sorted(kept)
 
 
-def test_smoothing_never_looks_ahead():
-    points = [(float(step), 0.0 if step < 500 else 1.0) for step in range(1000)]
-    assert all(value == 0.0 for step, value in smoothed(points) if step < 500)
-    assert smoothed([]) == []
+def test_smoothing_follows_a_straight_fall_without_lag_and_removes_noise():
+    straight = [(float(step), 100.0 - step) for step in range(100)]
+    assert [value for _, value in smoothed(straight)] == pytest.approx([value for _, value in straight])
+    noisy = [(float(step), float(step % 2)) for step in range(1000)]
+    assert all(abs(value - 0.5) < 0.02 for _, value in smoothed(noisy)[50:-50])
+    assert smoothed([]) == [] and smoothed([(1.0, 2.0)]) == [(1.0, 2.0)]
+
+
+def test_a_logarithmic_axis_has_marks_inside_its_range_only():
+    points = [(float(step), 10.0 ** (-step / 4)) for step in range(8)]  # 1 down to 0.018
+    drawn = line_chart([Line(label="x", points=points, style="hot")], [], name="x", title="X")
+    marks = [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)<', drawn)]
+    assert "log scale" in drawn and marks[:6] == [0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(
