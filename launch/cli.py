@@ -88,11 +88,16 @@ def train(
     from .environment import read_place
 
     place = read_place()
-    config = load(words)
+    try:
+        config = load(words)
+    except ForgepressError as error:
+        if place.world == 1:
+            raise
+        return _fail_together(error, place)
     if place.launched_by == "nothing":
         from .local import run_local
 
-        needed = ranks or mesh_ranks(config)
+        needed = ranks or config.parallel.ranks
         arguments = ["train", *words, *(["--fresh"] if fresh else [])]
         return run_local(arguments, needed, run_folder=config.run_folder, timeout=config.parallel.timeout)
     if ranks is not None and ranks != place.world:
@@ -119,7 +124,7 @@ def check(words: Words, ranks: Ranks = None) -> None:
     from ..trainer import preflight
     from .describe import report_lines
 
-    report = preflight.check(config, ranks or mesh_ranks(config), origins=origins)
+    report = preflight.check(config, ranks or config.parallel.ranks, origins=origins)
     typer.echo("\n".join(report_lines(report.as_json())))
 
 
@@ -212,6 +217,16 @@ def bench(
     bench_artifact(existing(artifact), batches=batch or (1, 32))
 
 
+def _fail_together(error: ForgepressError, place: Any) -> int:
+    """An error that every rank of torchrun or srun will meet: said once, not once per rank."""
+    from .rank import run_rank
+
+    def fail(_: Any) -> None:
+        raise error
+
+    return run_rank(fail, place)
+
+
 def load(words: list[str]) -> Any:
     """The RunConfig of the command line's words."""
     files, overrides = split_words(words)
@@ -249,12 +264,6 @@ def degrees(text: str) -> dict[str, int]:
             )
         result[axis] = int(degree)
     return result
-
-
-def mesh_ranks(config: Any) -> int:
-    """How many ranks the config's mesh needs: the product of its degrees."""
-    parallel = config.parallel
-    return parallel.replicate * parallel.shard * parallel.tensor * parallel.pipeline * parallel.context
 
 
 def existing(path: Path) -> Path:

@@ -49,8 +49,9 @@ def run_rank(
                 ends at once, because shutting down libraries that have lost their peers can hang.
     """
     log = _start_log(place, run_folder)
-    watch = _make_watch(place, timeout=timeout, silence=silence, log=log)
+    watch = Watch()
     try:
+        watch = _make_watch(place, timeout=timeout, silence=silence, log=log)
         function(replace(place, watch=watch))
         watch.close()
         code = 0
@@ -80,7 +81,7 @@ def _end_badly(error: BaseException, place: Place, watch: Watch, log: TextIO | N
         watch.failed(error)  # under torchrun this waits until the verdict is spoken
     if code == 75 and place.rank == 0:
         print(error, file=sys.stderr)
-    elif code and place.launched_by == "nothing":
+    elif code and type(watch) is Watch:  # nobody else will speak
         # sys.__stderr__: the log has it already
         print(text.rstrip() if debug or not expected else f"error: {error}", file=sys.__stderr__)
     return code

@@ -18,12 +18,14 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, TextIO
 
+from ..errors import ForgepressError
 from .board import FAILED, FINISHED, RUNNING, Failure, Page, Standing, process_is_stopped
 from .environment import Place
 from .verdict import GRACE_FOR_CAUSE, Verdict, blame, grace, judge, message
 from .watch import SIGN_OF_LIFE, SILENCE, Watch, describe
 
 _STORE_TIMEOUT = 5.0  # seconds that one store operation may take: then the store's host counts as lost
+_MEET = 300.0  # seconds to wait for the store at the start: rank 0 may still be importing
 _LEAVE = 5.0  # seconds that the host of the store waits for the others before it ends
 
 
@@ -234,14 +236,21 @@ def _open_store(place: Place) -> Any:
     """A connection of our own to the store that torch.distributed uses, under a prefix of this (re)start."""
     from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-    store = TCPStore(
-        place.store_address,
-        place.store_port,
-        place.world,
-        is_master=place.rank == 0 and not _agent_has_store(),
-        timeout=timedelta(seconds=300),  # rank 0 may still be importing; one operation is cut shorter below
-        wait_for_workers=False,
-        multi_tenant=True,  # torch.distributed opens the same port in this process later
-    )
+    try:
+        store = TCPStore(
+            place.store_address,
+            place.store_port,
+            place.world,
+            is_master=place.rank == 0 and not _agent_has_store(),
+            timeout=timedelta(seconds=_MEET),
+            wait_for_workers=False,
+            multi_tenant=True,  # torch.distributed opens the same port in this process later
+        )
+    except RuntimeError as error:
+        address = f"{place.store_address}:{place.store_port}"
+        raise ForgepressError(
+            f"rank {place.rank} of {place.world} did not reach the store at {address} within {_MEET:g} s; see that "
+            f"rank 0 runs there and that the port is free and open ({str(error).splitlines()[0]})"
+        ) from error
     store.set_timeout(timedelta(seconds=_STORE_TIMEOUT))
     return PrefixStore(f"forgepress/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

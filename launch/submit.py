@@ -30,6 +30,7 @@ class Future:
         self._ranks, self._size, self._results = ranks, size, results
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
+        self._values: list[Any] = []
         # The thread that starts the ranks lives as long as they do: their life is tied to it by the kernel.
         self._thread = threading.Thread(target=self._run, name="forgepress-ranks", daemon=True)
         self._thread.start()
@@ -54,12 +55,9 @@ class Future:
     def results(self, timeout: float | None = None) -> list[Any]:
         """What each rank returned, in rank order; raises RankFailed if one failed."""
         outcome = self.outcome(timeout)
-        try:
-            if outcome.exit_code:
-                raise RankFailed(outcome)
-            return [json.loads((self._results / f"rank-{n}.json").read_text()) for n in range(self._size)]
-        finally:
-            shutil.rmtree(self._results, ignore_errors=True)
+        if outcome.exit_code:
+            raise RankFailed(outcome)
+        return self._values
 
     def result(self, timeout: float | None = None) -> Any:
         """What rank 0 returned."""
@@ -77,9 +75,15 @@ class Future:
 
     def _run(self) -> None:
         try:
-            self._outcome = self._ranks.run()
+            outcome = self._ranks.run()
+            if outcome.exit_code == 0:
+                files = [self._results / f"rank-{rank}.json" for rank in range(self._size)]
+                self._values = [json.loads(file.read_text()) for file in files]
+            self._outcome = outcome
         except BaseException as error:
             self._error = error
+        finally:
+            shutil.rmtree(self._results, ignore_errors=True)
 
 
 def submit(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from forgepress.launch import Future, submit
 
 WORKERS = str(Path(__file__).with_name("workers.py"))
@@ -53,7 +52,15 @@ def launcher(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         job = tmp_path / "job.json"
         options = {"run_folder": str(tmp_path), "results": None, "timeout": 20.0, "silence": 10.0}
         job.write_text(json.dumps({"arguments": arguments, **options}))
-        command = [sys.executable, "-c", _LAUNCHER, f"{WORKERS}:{function}", str(job), str(ranks), str(tmp_path)]
+        command = [
+            sys.executable,
+            "-c",
+            _LAUNCHER,
+            f"{WORKERS}:{function}",
+            str(job),
+            str(ranks),
+            str(tmp_path),
+        ]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return started[-1]
 

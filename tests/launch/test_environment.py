@@ -56,7 +56,9 @@ def test_a_half_set_environment_names_what_is_missing_and_what_is_given(missing:
     given = {name: value for name, value in TORCHRUN.items() if name != missing}
     with pytest.raises(ConfigError, match=f"{missing} missing") as caught:
         read_place(given)
-    assert all(f"{name}={TORCHRUN[name]}" in str(caught.value) for name in given if name != "LOCAL_WORLD_SIZE")
+    assert all(
+        f"{name}={TORCHRUN[name]}" in str(caught.value) for name in given if name != "LOCAL_WORLD_SIZE"
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,4 +103,6 @@ def test_cores_are_divided_among_local_ranks_unless_the_user_has_said_otherwise(
     assert child_environment(0, 1, 1, {})["OMP_NUM_THREADS"] == str(cores)
     assert child_environment(0, 1, 1, {"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
     assert child_environment(0, 1, 1, {"TORCHELASTIC_USE_AGENT_STORE": "True"})["PYTHONSAFEPATH"] == "1"
-    assert "TORCHELASTIC_USE_AGENT_STORE" not in child_environment(0, 1, 1, {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in child_environment(
+        0, 1, 1, {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    )

@@ -16,7 +16,10 @@ def test_a_rank_without_progress_is_named_with_the_place_where_it_is_stuck(
     start: Callable[..., Future], tmp_path: Path
 ):
     outcome = start("hang_on", 1, ranks=3, timeout=1.0).outcome(30)
-    assert outcome.message.startswith("error: rank 1 of 3") and "failed at step 2, data: no progress" in outcome.message
+    assert (
+        outcome.message.startswith("error: rank 1 of 3")
+        and "failed at step 2, data: no progress" in outcome.message
+    )
     assert "  ranks 0, 2: step 3, backward" in outcome.message
     assert "in sleep_in_the_data_loader" in (tmp_path / "logs" / "rank-1.log").read_text()
 
@@ -27,7 +30,10 @@ def test_a_long_step_that_was_announced_is_no_hang(start: Callable[..., Future])
 
 def test_a_collective_that_one_rank_enters_alone_ends_at_the_timeout(start: Callable[..., Future]):
     outcome = start("enter_alone", 1, 600, timeout=1.5).outcome(60)
-    assert outcome.message.startswith("error: rank 0 of 2") and "failed at step 1, data: no progress" in outcome.message
+    assert (
+        outcome.message.startswith("error: rank 0 of 2")
+        and "failed at step 1, data: no progress" in outcome.message
+    )
     assert "  rank 1: step 2, all-reduce" in outcome.message
 
 

@@ -1,6 +1,9 @@
 """One rank fails, all end, one message names the cause."""
 
+import os
+import pty
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +49,10 @@ def test_a_raise_on_one_rank_ends_all_and_names_rank_host_step_cause_and_the_oth
     with pytest.raises(RankFailed) as caught:
         start("raise_on", 1, ranks=3).results(30)
     first, *rest = str(caught.value).splitlines()
-    assert first.startswith("rank 1 of 3 (host ") and "failed at step 2, backward: ValueError: rank 1 has had enough" in first
+    assert (
+        first.startswith("rank 1 of 3 (host ")
+        and "failed at step 2, backward: ValueError: rank 1 has had enough" in first
+    )
     assert "workers.py:" in first and "in raise_on" in first
     assert any("rank 0" in line or "ranks 0" in line for line in rest)
     assert caught.value.exit_code == 1
@@ -70,7 +76,7 @@ def test_the_same_users_error_on_all_ranks_is_said_once(start: Callable[..., Fut
 
 
 def test_an_exit_without_a_word_gives_its_code(start: Callable[..., Future]):
-    with pytest.raises(RankFailed, match="rank 0 of 2 .* exit code 7") as caught:
+    with pytest.raises(RankFailed, match=r"rank 0 of 2 .* exit code 7") as caught:
         start("exit_on", 0, 7).results(30)
     assert caught.value.exit_code == 7
 
@@ -87,6 +93,18 @@ def test_a_lost_peer_does_not_hide_the_rank_that_died(start: Callable[..., Futur
 
 
 def test_a_function_that_is_not_there_is_a_config_error():
-    with pytest.raises(RankFailed, match="want package.module:function") as caught:
+    with pytest.raises(RankFailed, match=r"want package\.module:function") as caught:
         submit("forgepress.nowhere:train", ranks=2).results(30)
     assert caught.value.exit_code == 2
+
+
+def test_rank_0_keeps_the_terminal_so_that_progress_bars_are_drawn():
+    ours, theirs = pty.openpty()
+    code = (
+        "import sys; from forgepress.launch.local import LocalRanks; "
+        "sys.exit(LocalRanks([sys.executable, '-c', 'import sys; print(sys.stdout.isatty(), sys.stderr.isatty())'], 2)"
+        ".run().exit_code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=theirs, timeout=30)
+    assert done.returncode == 0
+    assert os.read(ours, 100).decode().split() == ["True", "True"]  # once: rank 1 has no terminal

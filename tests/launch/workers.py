@@ -56,7 +56,11 @@ def raise_on(rank: int, *, place: Place) -> None:
 def user_error_on(rank: int, *, place: Place) -> None:
     steps(3, place=place)
     if rank in (place.rank, -1):
-        raise DivergenceError("the loss is not finite; lower optimizer.lr") if rank >= 0 else ConfigError("no such model")
+        raise (
+            DivergenceError("the loss is not finite; lower optimizer.lr")
+            if rank >= 0
+            else ConfigError("no such model")
+        )
     train_for_ever(place)
 
 
@@ -172,14 +176,14 @@ def torchrun_stop(rank: int, *, place: Place) -> None:
     distributed.barrier()
 
 
-
-
 def _join(place: Place, seconds: int = 600) -> Any:
     from datetime import timedelta
 
     import torch.distributed as distributed
 
-    distributed.init_process_group("gloo", rank=place.rank, world_size=place.world, timeout=timedelta(seconds=600))
+    distributed.init_process_group(
+        "gloo", rank=place.rank, world_size=place.world, timeout=timedelta(seconds=600)
+    )
     if seconds < 600:  # only now: a slow start is not what is tested
         distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
     return distributed
