@@ -1,0 +1,203 @@
+"""The parts of a run's config: data, mesh, optimizer, evaluation, checkpoints, tracking, export."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from .config_values import check_source
+
+Count = Annotated[int, Field(ge=1)]  # how many of something that must exist
+Every = Annotated[int, Field(ge=0)]  # optimizer steps between two events; 0 is explained at each field
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Listed = Field(strict=False)  # YAML has lists only; they are kept as tuples, so that a config cannot change
+
+
+class Part(BaseModel):
+    """A frozen piece of the config. Unknown keys and values of another type ("5" is not 5) are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class TransformConfig(Part):
+    """What is done to every input batch: `(x * scale - mean) / std`, then flattened."""
+
+    scale: float | None = None
+    """Factor on raw values, 1/255 for pixel bytes."""
+    mean: Annotated[tuple[float, ...], Listed] | None = None
+    """One number for all channels or one per channel, after `scale`."""
+    std: Annotated[tuple[Positive, ...], Listed] | None = None
+    """One number for all channels or one per channel, after `scale`."""
+    flatten: bool = False
+    """Give every sample as one vector."""
+
+
+class DataConfig(Part):
+    """Where samples come from and how they become global batches."""
+
+    source: Annotated[str | dict[str, Any], BeforeValidator(check_source)]
+    """A built-in name (digits) or a mapping: {idx: DIR}, {text: FILE, length: 64}, {parquet: GLOB}, …"""
+    batch: Count
+    """Samples per optimizer step over the whole mesh."""
+    inputs: str | None = None
+    """Column that goes into the model; empty: the source's own."""
+    targets: str | None = None
+    """Column with the answers; empty: the source's own."""
+    tail: Literal["keep", "drop", "pad"] = "keep"
+    """The last, shorter batch of an epoch."""
+    shuffle: bool = True
+    prefetch: Annotated[int, Field(ge=0)] = 2
+    """Batches prepared ahead of the step."""
+    transform: TransformConfig = TransformConfig()
+
+    def spec(self) -> dict[str, Any]:
+        """These settings as the plain dict that `dataloading.load_source` takes, without empty keys."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class ParallelConfig(Part):
+    """The degrees of the mesh. Their product is the number of ranks."""
+
+    engine: Literal["native", "deepspeed", "accelerate"] = "native"
+    replicate: Count = 1
+    """Whole copies of the model (DDP)."""
+    shard: Count = 1
+    """Pieces that weights, gradients and moments are cut into (FSDP2)."""
+    tensor: Count = 1
+    """Pieces that single layers are cut into."""
+    pipeline: Count = 1
+    """Groups of ranks that hold consecutive parts of the model."""
+    context: Count = 1
+    """Pieces that sequences are cut into."""
+    schedule: Literal["gpipe", "1f1b", "interleaved1f1b"] = "1f1b"
+    microbatches: Count = 1
+    """Equal pieces that a global batch is cut into; gradients are summed over them."""
+    stages: Annotated[tuple[Annotated[tuple[str, ...], Listed], ...], Listed] | None = None
+    """Globs over module names for each pipeline stage, in order; empty: balanced by cost."""
+    tensor_plan: dict[str, Literal["column", "row", "replicate"]] | None = None
+    """Glob over module names → how the layer is cut; empty: the model's own plan."""
+    timeout: Positive = 60.0
+    """Seconds that ranks wait for each other before the run stops."""
+
+    @property
+    def degrees(self) -> dict[str, int]:
+        """Axis → degree for all five axes, in mesh order."""
+        axes = ("pipeline", "replicate", "shard", "context", "tensor")
+        return {axis: getattr(self, axis) for axis in axes}
+
+    @property
+    def ranks(self) -> int:
+        """Processes that the degrees need."""
+        return math.prod(self.degrees.values())
+
+    @property
+    def data_ranks(self) -> int:
+        """Ranks that see different samples: replicate × shard."""
+        return self.replicate * self.shard
+
+
+class ScheduleConfig(Part):
+    """The learning rate over one phase."""
+
+    name: Literal["constant", "linear", "cosine", "wsd"] = "constant"
+    warmup: Every = 0
+    """Steps of linear rise from 0."""
+    decay: Share = 0.2
+    """wsd only: the last share of the phase, in which the rate falls."""
+    final: Share = 0.0
+    """The rate at the end as a share of `lr`."""
+
+
+class OptimizerConfig(Part):
+    """How weights move. In a phase only the keys written there count (see `RunConfig.optimizer_of`)."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Annotated[float, Field(ge=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """sgd only."""
+    nesterov: bool = False
+    """sgd only, needs momentum."""
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Listed
+    ] = (0.9, 0.999)
+    """adam and adamw only."""
+    eps: Positive = 1e-8
+    """adam and adamw only."""
+    clip_norm: Positive | None = None
+    """Largest norm of the whole gradient."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: stop the run, or skip that step."""
+
+
+class BestConfig(Part):
+    """Which evaluation is the best one."""
+
+    metric: str
+    mode: Literal["max", "min"] = "max"
+
+
+class EvaluateConfig(Part):
+    """When and how held-out samples are evaluated."""
+
+    every: Every = 0
+    """Steps between evaluations; 0: at the end of each phase."""
+    metrics: Annotated[tuple[str, ...], Listed] = ()
+    """accuracy, perplexity or "package.module:function"; empty: those of the task."""
+    batch: Count | None = None
+    """Samples at a time over the whole mesh; empty: data.batch."""
+    best: BestConfig | None = None
+    """Empty: the task's own."""
+
+
+class CheckpointConfig(Part):
+    """What is kept of a run, and where."""
+
+    every: Every = 0
+    """Steps between checkpoints; 0: at the end of each phase."""
+    keep: Count = 2
+    """The newest ones that stay on disk."""
+    keep_best: bool = True
+    """Keep the best one too, whatever its age."""
+    asynchronous: bool = True
+    """Write in the background, at the price of one more copy of the state in host memory."""
+    folder: str = "runs"
+    """The run's folder is <folder>/<name>."""
+
+
+class WandbConfig(Part):
+    """Weights & Biases. The key comes from its own login or WANDB_API_KEY: a config never holds secrets."""
+
+    project: str
+    entity: str | None = None
+    mode: Literal["online", "offline", "disabled"] = "offline"
+    group: str | None = None
+    job_type: str | None = None
+    notes: str | None = None
+    tags: Annotated[tuple[str, ...], Listed] = ()
+
+
+class TrackingConfig(Part):
+    """Where metrics go, besides metrics.jsonl."""
+
+    wandb: WandbConfig | None = None
+    tensorboard: bool = False
+    every: Count = 10
+    """Steps between two lines of metrics."""
+
+
+class ExportConfig(Part):
+    """One artifact that is written at the end."""
+
+    format: Literal["safetensors", "packed"]
