@@ -236,13 +236,18 @@ def load(words: list[str]) -> Any:
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Config files and key=value overrides; raises ConfigError for anything else."""
+    """Config files and key=value overrides; `demo` is the config that ships with the package.
+
+    raises: ConfigError for anything else.
+    """
     files: list[Path] = []
     overrides: list[str] = []
     for word in words:
         is_yaml = word.endswith((".yaml", ".yml"))
         if is_yaml and ("=" not in word or Path(word).exists()):
             files.append(Path(word))
+        elif word == "demo":
+            files.append(Path(__file__).with_name("demo.yaml"))
         elif re.match(r"[^=\s]+=", word):
             overrides.append(word)
         else:
