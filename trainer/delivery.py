@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..compression import latency
+from ..compression import Check, latency
 from ..dataloading import Loader, load_source
 from ..parallel.whole import gather
 from .artifact import load, record, save_artifact
@@ -45,14 +45,15 @@ def deliver(
         "samples_per_second": trainer.samples / max(seconds, 1e-9),
         "data_wait_fraction": trainer.wait_fraction,
         "mesh": mesh.degrees,
-        "final_loss": trainer.final_loss,
+        "final_loss": trainer.logbook.final_loss,
         "metrics": trainer.results[-1]["metrics"],
         "params": counted(built.module, tensors),
-        "techniques": trainer.technique_lines(),
+        "techniques": technique_lines(trainer.checks),
         "artifacts": write_artifacts(
             config, built, tensors, plan, trainer.data.facts, [e.format for e in config.export], assembly.task
         ),
         "phases": trainer.results,
+        "trackers": trainer.logbook.trackers.state,
         "layers": layer_sparsity(built.module, tensors),
     }
     write_summary(folder, summary)
@@ -131,6 +132,19 @@ def time_models(dense: BuiltModel, compressed: nn.Module) -> dict[str, Any]:
     return latency.as_json(cases, device=device, note=note)
 
 
+def technique_lines(checks: Mapping[str, Sequence[Check]]) -> list[dict[str, Any]]:
+    """Requested against achieved of every technique of the last phase."""
+    return [
+        {
+            "name": scope.split(".", 1)[1],
+            "requested": {c.quantity: c.requested for c in lines},
+            "achieved": {c.quantity: c.achieved for c in lines},
+            "holds": all(c.holds for c in lines),
+        }
+        for scope, lines in checks.items()
+    ]
+
+
 def counted(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Parameters in all, and those that are not zero."""
     names = [name for name, _ in module.named_parameters()]
@@ -151,4 +165,3 @@ def layer_sparsity(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[dic
         for name, p in module.named_parameters()
         if p.ndim >= 2
     ]
-

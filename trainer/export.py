@@ -37,7 +37,9 @@ def export(path: str | Path, formats: Sequence[str] | None = None) -> list[Path]
     index = saved.state["phase"]
     phase = config.phases[index]
     steps = phase.steps if phase.steps is not None else (phase.epochs or 0) * len(data.train)
-    assembly = assemble(config, phase, saved.state["plan"], mesh, data.facts, steps=steps, items_per_row=data.items_per_row)
+    assembly = assemble(
+        config, phase, saved.state["plan"], mesh, data.facts, steps=steps, items_per_row=data.items_per_row
+    )
     Checkpoints(run_folder / "checkpoints", mesh, keep=1, asynchronous=False).restore(saved, assembly)
     plan, whole = finalize(assembly, config, mesh, data.facts)
     tensors = whole["model"] if whole is not None else gather(assembly.engine, mesh)
@@ -63,7 +65,9 @@ def _newest(run_folder: Path, mesh: Mesh) -> Saved:
     saved, notes = Checkpoints(run_folder / "checkpoints", mesh, keep=1, asynchronous=False).newest()
     if saved is None:
         raise CheckpointError(
-            "\n".join([*notes, f"{run_folder} has no whole checkpoint; train the run first (forgepress train)"])
+            "\n".join(
+                [*notes, f"{run_folder} has no whole checkpoint; train the run first (forgepress train)"]
+            )
         )
     return saved
 

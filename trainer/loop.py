@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,19 +13,19 @@ from ..dataloading import Batch
 from ..errors import CheckpointError, ConfigError, Preempted
 from ..parallel import Mesh, join
 from .assembly import Assembly, assemble, finalize, next_phase
+from .best import Best, better
 from .checkpoint import Checkpoints, Saved
 from .config import PhaseConfig, RunConfig
-from .data import RunData, open_data
+from .data import open_data
 from .delivery import deliver
 from .evaluation import evaluate
 from .interrupts import Interrupts
+from .logbook import Logbook
+from .models import build_model
 from .precision import LossScaler
-from .progress import Progress
 from .run_folder import claim
 from .step import Steps
-from .trackers import open_trackers
 
-_log = logging.getLogger(__name__)
 _EXPECT_EFFECT_AFTER = 3  # steps after which a technique must show that it acts
 _SLOW_WORK = 600.0  # seconds that evaluation or export may take without being taken for a hang
 
@@ -40,7 +39,7 @@ class Trainer:
     def __init__(
         self, config: RunConfig, *, mesh: Mesh | None = None, fresh: bool = False, watch: Any = None
     ) -> None:
-        """mesh: where this process stands (None: alone).   fresh: ignore and replace what the run folder holds.
+        """mesh: where this process stands (None: alone).   fresh: replace what the run folder holds.
         watch: is told where the run stands (``beat(step, where, allow)``), for those who look out for hangs.
         """
         self.config = config
@@ -48,13 +47,12 @@ class Trainer:
         self.fresh = fresh
         self.step = 0  # optimizer steps of the whole run so far
         self.phase_index = 0
-        self.results: list[dict[str, Any]] = []  # one line for every finished phase
-        self.best: dict[str, Any] | None = None
-        self.checks: dict[str, list[dict[str, Any]]] = {}
-        self._beat = watch.beat if watch is not None else _nobody
-        self.final_loss = float("nan")
-        self._seconds_before = 0.0  # of the sessions before this one
         self.samples = 0
+        self.results: list[dict[str, Any]] = []  # one line for every finished phase
+        self.checks: dict[str, list[Check]] = {}
+        self._best: Best | None = None
+        self._beat = watch.beat if watch is not None else _nobody
+        self._seconds_before = 0.0  # of the sessions before this one
         self._started = time.perf_counter()
 
     # ── the story
@@ -67,54 +65,42 @@ class Trainer:
             request; DivergenceError, NoOpError.
         """
         config, mesh = self.config, self.mesh
-        with claim(config, mesh, fresh=self.fresh):
-            self.data = open_data(config, mesh)
-            self.phase_steps = [self._steps_of(phase) for phase in config.phases]
-            self.scaler = LossScaler() if config.precision == "fp16" else None
-            self.checkpoints = Checkpoints(
-                config.run_folder / "checkpoints",
-                mesh,
-                keep=config.checkpoint.keep,
-                asynchronous=config.checkpoint.asynchronous,
-            )
-            saved = self._begin()
-            self.trackers = open_trackers(
-                config.tracking,
-                config.run_folder,
-                self.step if saved else None,
-                rank=mesh.rank,
-                name=config.name,
-                config=config.model_dump(mode="json"),
-            )
-            self.progress = Progress(
-                sum(self.phase_steps), config.tracking.every, first_step=self.step, rank=mesh.rank
-            )
-            self.interrupts = Interrupts(mesh)
-            try:
-                return self._phases(saved)
-            finally:
-                self._close()
-
-    def _phases(self, saved: Saved | None) -> dict[str, Any]:
-        stream = self.data.train.stream()
-        if saved is not None:
-            self.progress.print(f"resumed from step {self.step} ({saved.folder})")
+        claim(config, mesh, fresh=self.fresh)
+        self.data = open_data(config, mesh)
+        self.phase_steps = [self._steps_of(phase) for phase in config.phases]
+        self.scaler = LossScaler() if config.precision == "fp16" else None
+        self.checkpoints = Checkpoints(
+            config.run_folder / "checkpoints",
+            mesh,
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.asynchronous,
+        )
+        saved = self._begin()
+        self.logbook = Logbook(
+            config, mesh, total_steps=sum(self.phase_steps), step=self.step, resumed=saved is not None
+        )
+        self.interrupts = Interrupts(mesh)
         self._started = time.perf_counter()
+        try:
+            if saved is not None:
+                self.logbook.say(f"resumed from step {self.step} ({saved.folder})")
+            self._phases(self.data.train.stream())
+            return self._deliver()
+        finally:
+            self._close()
+
+    def _phases(self, stream: Iterator[Batch]) -> None:
         while True:
             self._train_phase(stream)
             if self.phase_index + 1 == len(self.config.phases):
-                break
+                return
             self.phase_index += 1
             self.assembly = self._then()
-        return self._deliver()
 
     def _train_phase(self, stream: Iterator[Batch]) -> None:
-        phase = self.assembly.phase
         run = self.assembly.chain.run
-        self.progress.phase(phase.name)
         steps = Steps(self.config, self.assembly, self.mesh, self.scaler)
-        self._window = (self.step, time.perf_counter(), self.data.train.wait_seconds)
-        trained = run.step < run.steps
+        self.logbook.begin_phase(self.assembly.phase.name, self.step, self.data.train.wait_seconds)
         while run.step < run.steps:
             self._beat(self.step, "data")
             batch = next(stream)
@@ -122,41 +108,64 @@ class Trainer:
             self.step += 1
             self.samples += batch.global_rows
             self._after_step(steps)
-        if trained or len(self.results) <= self.phase_index:
-            self._end_of_phase(steps)
+        if len(self.results) <= self.phase_index:  # else a checkpoint has brought the end of this phase along
+            self._end_of_phase()
 
     def _after_step(self, steps: Steps) -> None:
         run = steps.chain.run
         last = run.step == run.steps
         if run.step == min(_EXPECT_EFFECT_AFTER, run.steps):
-            self._demand()
-        if self.step % self.config.tracking.every == 0 or last:
-            self._log_step(steps)
-        if _due(self.config.evaluate.every, self.step) and not last:
+            self.checks = steps.chain.demand()
+        self.logbook.after_step(
+            self.step,
+            steps,
+            last=last,
+            samples=self.samples,
+            wait_seconds=self.data.train.wait_seconds,
+            checks=self.checks,
+        )
+        if last:
+            return
+        if _due(self.config.evaluate.every, self.step):
             self._evaluate()
-        if _due(self.config.checkpoint.every, self.step) and not last:
+        if _due(self.config.checkpoint.every, self.step):
             self._save()
-        if self.interrupts.agreed(self.step) and not (last and self.phase_index + 1 == len(self.phase_steps)):
-            self._save()
-            self.checkpoints.wait()
-            raise Preempted(
-                f"asked to stop: step {self.step} is saved in {self.checkpoints.folder}; the same command goes on there"
-            )
+        if self.interrupts.agreed(self.step):
+            self._stop()
 
-    def _end_of_phase(self, steps: Steps) -> None:
+    def _end_of_phase(self) -> None:
         metrics = self._evaluate()
-        line = {"phase": self.assembly.phase.name, "step": self.step, "metrics": metrics}
-        self.results = [*self.results[: self.phase_index], line]
-        if self.mesh.rank == 0:
-            self.trackers.log({"kind": "phase", **line, "metrics": None, **metrics})
+        self.results = [
+            *self.results,
+            {"phase": self.assembly.phase.name, "step": self.step, "metrics": metrics},
+        ]
+        self.logbook.event("phase", self.step, **metrics)
         self._save()
+        if self.interrupts.agreed(self.step) and self.phase_index + 1 < len(self.config.phases):
+            self._stop()
+
+    def _stop(self) -> None:
+        self._save()
+        self.checkpoints.wait()
+        raise Preempted(
+            f"asked to stop: step {self.step} is saved in {self.checkpoints.folder}; the same command goes on from there"
+        )
+
+    def _deliver(self) -> dict[str, Any]:
+        self._beat(self.step, "deliver", _SLOW_WORK)
+        self.checks = self.assembly.chain.demand()
+        seconds = self._seconds()
+        plan, whole = finalize(self.assembly, self.config, self.mesh, self.data.facts)
+        self.checkpoints.wait()
+        self.logbook.progress.close()
+        return deliver(self, plan, whole, seconds)
 
     # ── beginning, resuming
 
     def _begin(self) -> Saved | None:
         saved, notes = self.checkpoints.newest()
-        for note in notes:
-            self._tell(note)
+        for note in notes if self.mesh.rank == 0 else []:
+            print(note, flush=True)
         if saved is None:
             if notes:
                 raise CheckpointError(
@@ -170,31 +179,33 @@ class Trainer:
         self.assembly = self._assemble(self.phase_index, state["plan"])
         self.checkpoints.restore(saved, self.assembly)
         self.data.train.load_state_dict(state["data"])
-        self.results, self.best = state["results"], state["best"]
-        self._seconds_before, self.samples = state["seconds"], state["samples"]
+        self.results, self.samples, self._seconds_before = (
+            state["results"],
+            state["samples"],
+            state["seconds"],
+        )
+        self._best = Best(**state["best"]) if state["best"] else None
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         return saved
 
     def _check_same_run(self, saved: Saved) -> None:
-        here = self._spec(self.phase_index)
-        there = saved.state["model"]
+        here, there = self._spec(), saved.state["model"]
         if here != there:
             raise ConfigError(
                 f"model: {here} given, but the checkpoint {saved.folder} holds {there}; "
                 "take another name for this run, or start it over with --fresh"
             )
-        phases = [p.name for p in self.config.phases]
-        if saved.state["phase"] >= len(phases) or phases[saved.state["phase"]] != saved.state["phase_name"]:
+        names = [phase.name for phase in self.config.phases]
+        index, name = saved.state["phase"], saved.state["phase_name"]
+        if index >= len(names) or names[index] != name:
             raise ConfigError(
-                f"phases: {', '.join(phases)} given, but {saved.folder} was saved in phase number "
-                f"{saved.state['phase'] + 1}, {saved.state['phase_name']!r}; keep the phases that have begun, "
-                "take another name for this run, or start it over with --fresh"
+                f"phases: {', '.join(names)} given, but {saved.folder} was saved in phase number {index + 1}, {name!r}; "
+                "keep the phases that have begun, take another name for this run, or start it over with --fresh"
             )
 
-    def _spec(self, index: int) -> dict[str, Any]:
-        from .models import build_model
-
+    def _spec(self) -> dict[str, Any]:
+        """The model as first built, fully resolved."""
         return build_model(self.config.model, seed=self.config.seed, data=self.data.facts, device="meta").spec
 
     def _assemble(self, index: int, plan: list[dict[str, Any]]) -> Assembly:
@@ -209,160 +220,65 @@ class Trainer:
         )
 
     def _then(self) -> Assembly:
-        self._beat(self.step, "phase", _SLOW_WORK)
-        index = self.phase_index
-        return next_phase(
-            self.assembly,
-            self.config,
-            self.config.phases[index],
-            self.mesh,
-            self.data.facts,
-            steps=self.phase_steps[index],
-        )
+        self._beat(self.step, "next phase", _SLOW_WORK)
+        phase, steps = self.config.phases[self.phase_index], self.phase_steps[self.phase_index]
+        self.checks = {}
+        return next_phase(self.assembly, self.config, phase, self.mesh, self.data.facts, steps=steps)
 
     def _steps_of(self, phase: PhaseConfig) -> int:
         return phase.steps if phase.steps is not None else (phase.epochs or 0) * len(self.data.train)
 
-    # ── what happens between steps
-
-    def _demand(self) -> None:
-        """Requested against achieved, or the run ends here."""
-        lines = self.assembly.chain.demand()
-        self.checks = {scope: [_as_json(c) for c in checks] for scope, checks in lines.items()}
-
-    def _log_step(self, steps: Steps) -> None:
-        since, then, waited = self._window
-        now, wait_seconds = time.perf_counter(), self.data.train.wait_seconds
-        count = max(self.step - since, 1)
-        loss = steps.take_loss(count)
-        self._window = (self.step, now, wait_seconds)
-        self.final_loss = loss
-        if self.mesh.rank:
-            return
-        seconds = max(now - then, 1e-9)
-        values: dict[str, Any] = {
-            "step": self.step,
-            "phase": self.assembly.phase.name,
-            "kind": "train",
-            "loss": loss,
-            "learning_rate": steps.learning_rate,
-            "gradient_norm": float(steps.norm) if steps.norm is not None else None,
-            "samples_per_second": count * self.config.data.batch / seconds,
-            "data_wait_fraction": (wait_seconds - waited) / seconds,
-        }
-        if steps.skipped:
-            values["skipped_steps"] = steps.skipped
-        for scope, checks in self.checks.items():
-            values |= {f"{scope.split('.', 1)[1]}/{c['quantity']}": c["achieved"] for c in checks}
-        values |= {k: float(v) for k, v in steps.chain.run.logged.items()}
-        self.trackers.log(values)
-        self.progress.update(self.step, loss=loss, samples=self.samples, wait_seconds=wait_seconds)
+    # ── between steps
 
     def _evaluate(self) -> dict[str, float]:
         self._beat(self.step, "evaluate", _SLOW_WORK)
         began = time.perf_counter()
-        metrics = evaluate(self.assembly, self.data, self.mesh, self._metrics())
-        self._demand()
-        if self.mesh.rank == 0 and metrics:
-            self.trackers.log(
-                {"step": self.step, "phase": self.assembly.phase.name, "kind": "evaluate", **metrics}
-                | {
-                    f"{s.split('.', 1)[1]}/{c['quantity']}": c["achieved"]
-                    for s, cs in self.checks.items()
-                    for c in cs
-                }
-            )
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self.progress.print(f"step {self.step}  {self.assembly.phase.name}  {shown}")
+        metrics = evaluate(self.assembly, self.data, self.mesh, self.config.evaluate.metrics)
+        self.checks = self.assembly.chain.demand()
+        self.logbook.evaluation(self.step, metrics, self.checks)
         if metrics and self.config.checkpoint.keep_best:
-            self._note_best(metrics)
-        since, then, waited = self._window
-        self._window = (since, then + time.perf_counter() - began, waited)  # not a step's time
-        return metrics
-
-    def _note_best(self, metrics: dict[str, float]) -> None:
-        wanted = self.config.evaluate.best
-        name, mode = (wanted.metric, wanted.mode) if wanted else ("loss", "min")
-        if name not in metrics:
-            raise ConfigError(
-                f"evaluate.best.metric={name!r} is not among the metrics {', '.join(metrics)}; name one of them"
+            best = better(
+                self._best, metrics, self.config.evaluate.best, phase=self.phase_index, step=self.step
             )
-        sign = 1.0 if mode == "max" else -1.0
-        same_phase = self.best is not None and self.best["phase"] == self.phase_index
-        if self.best is None or not same_phase or sign * (metrics[name] - self.best["value"]) > 0:
-            # A later phase is a smaller model: its best counts, however good the dense one was.
-            self.best = {"phase": self.phase_index, "metric": name, "value": metrics[name], "step": self.step}
-            if self.assembly.chain.run.step < self.assembly.chain.run.steps:
+            self._best = best or self._best
+            if best is not None and self.assembly.chain.run.step < self.assembly.chain.run.steps:
                 self._save()
-
-    def _metrics(self) -> tuple[str, ...]:
-        return self.config.evaluate.metrics
+        self.logbook.leave_out(time.perf_counter() - began)
+        return metrics
 
     def _save(self) -> None:
         self._beat(self.step, "checkpoint", _SLOW_WORK)
-        self._demand()
-        self.checkpoints.save(
-            self.step,
-            self.assembly,
-            {
-                "phase": self.phase_index,
-                "phase_name": self.assembly.phase.name,
-                "model": self._spec(self.phase_index),
-                "plan": self.assembly.plan,
-                "data": self.data.train.state_dict(),
-                "results": self.results,
-                "best": self.best,
-                "scaler": self.scaler.state_dict() if self.scaler else None,
-                "seconds": self._seconds(),
-                "samples": self.samples,
-                "mesh": self.mesh.degrees,
-            },
-            best=self.best["step"] if self.best else None,
-        )
-        if self.mesh.rank == 0:
-            self.trackers.log({"step": self.step, "phase": self.assembly.phase.name, "kind": "checkpoint"})
+        began = time.perf_counter()
+        self.checks = self.assembly.chain.demand()
+        state = {
+            "phase": self.phase_index,
+            "phase_name": self.assembly.phase.name,
+            "model": self._spec(),
+            "plan": self.assembly.plan,
+            "data": self.data.train.state_dict(),
+            "results": self.results,
+            "best": self._best.as_json() if self._best else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "seconds": self._seconds(),
+            "samples": self.samples,
+            "mesh": self.mesh.degrees,
+        }
+        spared = self._best.step if self._best else None
+        self.checkpoints.save(self.step, self.assembly, state, best=spared)
+        self.logbook.event("checkpoint", self.step)
+        self.logbook.leave_out(time.perf_counter() - began)
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._started
 
-    # ── the end
-
-    def _deliver(self) -> dict[str, Any]:
-        self._beat(self.step, "deliver", _SLOW_WORK)
-        self._demand()
-        seconds = self._seconds()
-        plan, whole = finalize(self.assembly, self.config, self.mesh, self.data.facts)
-        self.checkpoints.wait()
-        return deliver(self, plan, whole, seconds)
-
     @property
     def wait_fraction(self) -> float:
-        """Share of this session's training time that went into waiting for data."""
+        """Share of this session's time that went into waiting for data."""
         return self.data.train.wait_seconds / max(time.perf_counter() - self._started, 1e-9)
-
-    def technique_lines(self) -> list[dict[str, Any]]:
-        """Requested against achieved of every technique of the last phase, for the summary."""
-        lines = []
-        for scope, checks in self.checks.items():
-            name = scope.split(".", 1)[1]
-            requested = {c["quantity"]: c["requested"] for c in checks}
-            lines.append(
-                {
-                    "name": name,
-                    "requested": requested,
-                    "achieved": {c["quantity"]: c["achieved"] for c in checks},
-                }
-            )
-        return lines
-
-    def _tell(self, text: str) -> None:
-        if self.mesh.rank == 0:
-            print(text, flush=True)
 
     def _close(self) -> None:
         self.interrupts.close()
-        self.progress.close()
-        self.trackers.close()
+        self.logbook.close()
         self.data.close()
         self.checkpoints.close()
 
@@ -371,11 +287,8 @@ def train(config: RunConfig, *, fresh: bool = False, place: Any = None) -> None:
     """Train in this process as one rank of what was launched (``place``: its ``watch`` is told the progress)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rank, world = (place.rank, place.world) if place is not None else (0, 1)
-    meeting = (
-        f"tcp://{place.store_address}:{place.store_port}"
-        if world > 1 and place.launched_by == "slurm"
-        else None
-    )
+    slurm = world > 1 and place.launched_by == "slurm"
+    meeting = f"tcp://{place.store_address}:{place.store_port}" if slurm else None
     with join(device, rank=rank, ranks=world, meeting=meeting, timeout=config.parallel.timeout) as device:
         mesh = Mesh.build(config.parallel.degrees, device=device)
         Trainer(config, mesh=mesh, fresh=fresh, watch=getattr(place, "watch", None)).fit()
@@ -383,10 +296,6 @@ def train(config: RunConfig, *, fresh: bool = False, place: Any = None) -> None:
 
 def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _as_json(check: Check) -> dict[str, Any]:
-    return {"quantity": check.quantity, "requested": check.requested, "achieved": check.achieved}
 
 
 def _nobody(step: int, where: str, allow: float = 0.0) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch.distributed as dist
 
@@ -13,8 +11,7 @@ from ..parallel import Mesh
 from .config import RunConfig
 
 
-@contextmanager
-def claim(config: RunConfig, mesh: Mesh, *, fresh: bool) -> Iterator[None]:
+def claim(config: RunConfig, mesh: Mesh, *, fresh: bool) -> None:
     """Make the run folder and write ``config.yaml``; ``fresh`` deletes what an earlier run of the name left.
 
     raises: ConfigError on every rank where the folder cannot be written.
@@ -26,7 +23,6 @@ def claim(config: RunConfig, mesh: Mesh, *, fresh: bool) -> Iterator[None]:
         dist.broadcast_object_list(trouble, src=0)
     if trouble[0] is not None:
         raise ConfigError(trouble[0])
-    yield
 
 
 def _prepare(config: RunConfig, fresh: bool) -> str | None:

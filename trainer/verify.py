@@ -52,7 +52,12 @@ class Difference:
         """Whether the runs count as one: bit for bit, or within what float32 sums in another order give."""
         if exact:
             return max(self.loss, self.gradient_norm, self.weights, self.masks) == 0.0
-        limits = ((self.loss, _LOSS), (self.gradient_norm, _NORM), (self.weights, _WEIGHTS), (self.masks, _MASKS))
+        limits = (
+            (self.loss, _LOSS),
+            (self.gradient_norm, _NORM),
+            (self.weights, _WEIGHTS),
+            (self.masks, _MASKS),
+        )
         return all(value <= limit for value, limit in limits)
 
 
@@ -100,7 +105,9 @@ def resume(
             trace = run_trace(_short(config, degrees, pieces, broken), on_ranks, kill_at=kill)
         difference = compare(unbroken, trace)
     exact = all(m == {} or {**dict.fromkeys(home, 1), **m} == home for m in meshes)
-    name = f"killed at {', '.join(map(str, kills))}; went on with " + ", ".join(_name(m) for m in sessions[1:])
+    name = f"killed at {', '.join(map(str, kills))}; went on with " + ", ".join(
+        _name(m) for m in sessions[1:]
+    )
     holds = difference.within(exact=exact)
     title = "resume against the unbroken run" + (" (bit for bit)" if exact else "")
     return holds, _table(title, [(name, difference, holds)])
@@ -172,7 +179,9 @@ class Traced(Trainer):
     def _dump(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         whole = gather(dict(tensors), self.mesh)
         if self.mesh.rank == 0:
-            save_file({k: t.contiguous() for k, t in whole.items()}, self.config.run_folder / f"{name}.safetensors")
+            save_file(
+                {k: t.contiguous() for k, t in whole.items()}, self.config.run_folder / f"{name}.safetensors"
+            )
 
     def _deliver(self) -> dict[str, Any]:
         self.checkpoints.wait()
@@ -195,7 +204,9 @@ def read_trace(folder: Path) -> Trace:
 def compare(reference: Trace, other: Trace) -> Difference:
     """Largest differences; infinite where one trace has a step or a tensor that the other has not."""
     if reference.steps.keys() != other.steps.keys() or reference.tensors.keys() != other.tensors.keys():
-        return Difference(loss=float("inf"), gradient_norm=float("inf"), weights=float("inf"), masks=float("inf"))
+        return Difference(
+            loss=float("inf"), gradient_norm=float("inf"), weights=float("inf"), masks=float("inf")
+        )
     pairs = [(reference.steps[s], other.steps[s]) for s in reference.steps]
     floats = [k for k, t in reference.tensors.items() if t.is_floating_point()]
     bits = [k for k, t in reference.tensors.items() if t.dtype == torch.bool]
@@ -242,7 +253,11 @@ def _short(config: RunConfig, degrees: Mapping[str, int], microbatches: int, fol
     values = config.model_dump(mode="json")
     values["name"] = folder.name
     values["checkpoint"] |= {"folder": str(folder.parent), "every": 2, "keep": 2, "keep_best": False}
-    values["parallel"] |= {**dict.fromkeys(config.parallel.degrees, 1), **degrees, "microbatches": microbatches}
+    values["parallel"] |= {
+        **dict.fromkeys(config.parallel.degrees, 1),
+        **degrees,
+        "microbatches": microbatches,
+    }
     if not any(degrees.get(axis, 1) > 1 for axis in ("pipeline",)):
         values["parallel"]["stages"] = None
     values["tracking"] |= {"wandb": None, "tensorboard": False, "every": 1000}
