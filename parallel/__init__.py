@@ -4,5 +4,22 @@ from .layout import Layout
 from .mesh import AXES, DATA_AXES, Mesh, degrees_for
 from .native import NativeEngine
 from .processes import join
+from .split import module_costs
+from .whole import divided_as, full_tensor, gather, local_part, place, scatter
 
-__all__ = ["AXES", "DATA_AXES", "Layout", "Mesh", "NativeEngine", "degrees_for", "join"]
+__all__ = [
+    "AXES",
+    "DATA_AXES",
+    "Layout",
+    "Mesh",
+    "NativeEngine",
+    "degrees_for",
+    "divided_as",
+    "full_tensor",
+    "gather",
+    "join",
+    "local_part",
+    "module_costs",
+    "place",
+    "scatter",
+]

@@ -14,11 +14,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 
-def write_between_steps(degrees: dict[str, int]) -> dict[str, Any]:
+def write_between_steps(degrees: dict[str, int], units: bool = True) -> dict[str, Any]:
     """Views are taken before the first step; weights are set through them; each forward must see them."""
     mesh = Mesh.build(degrees)
     model, layout = make_model("mlp")
-    engine = NativeEngine(model, layout, mesh)
+    engine = NativeEngine(model, layout if units else Layout(), mesh)  # no units: all hangs on the root
     views = {
         n: p.to_local() if isinstance(p, DTensor) else p.detach() for n, p in engine.parameters().items()
     }
@@ -54,12 +54,15 @@ def write_between_steps(degrees: dict[str, int]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("ranks", "degrees"), [(3, {"shard": 3}), (4, {"shard": 4}), (2, {"replicate": 2})])
+@pytest.mark.parametrize(
+    ("ranks", "degrees", "units"),
+    [(3, {"shard": 3}, True), (4, {"shard": 4}, True), (2, {"shard": 2}, False), (2, {"replicate": 2}, True)],
+)
 def test_what_is_written_into_local_views_is_what_the_next_forward_sees(
-    ranks: int, degrees: dict[str, int]
+    ranks: int, degrees: dict[str, int], units: bool
 ) -> None:
     one = write_between_steps({})
-    many = run_on_ranks(write_between_steps, degrees, ranks=ranks)
+    many = run_on_ranks(write_between_steps, degrees, units, ranks=ranks)
     assert len(set(one["losses"])) == 3
     for answer in many:
         assert answer["losses"] == pytest.approx(one["losses"], rel=1e-12)

@@ -93,6 +93,14 @@ def test_stages_by_hand_train_as_one_process() -> None:
     check("mlp", 2, {"pipeline": 2}, microbatches=2, schedule="interleaved1f1b", stages=stages)
 
 
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved1f1b"])
+@pytest.mark.parametrize(("ranks", "degrees"), [(2, {"pipeline": 2}), (4, {"pipeline": 2, "shard": 2})])
+def test_stages_with_nothing_to_train_pass_activations_only(
+    ranks: int, degrees: dict[str, int], schedule: str
+) -> None:
+    check("frozen", ranks, degrees, microbatches=2, schedule=schedule)
+
+
 def test_a_pipeline_is_not_cut_where_tensor_parallelism_divides_activations() -> None:
     check("mlp", 4, {"pipeline": 2, "tensor": 2}, microbatches=2, costs=[9.0, 9, 9, 1, 1, 1, 1])
 

@@ -121,11 +121,21 @@ class Partial(nn.Module):
         return self.fc2(torch.tanh(self.frozen(torch.tanh(self.fc1(x)))))
 
 
+class FrozenStart(Mlp):
+    """An MLP whose first two layers are frozen, so that the first stages have nothing to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1.requires_grad_(False)
+        self.fc2.requires_grad_(False)
+
+
 MODELS: dict[str, tuple[type[nn.Module], Layout]] = {
     "mlp": (Mlp, MLP_LAYOUT),
     "transformer": (Transformer, TRANSFORMER_LAYOUT),
     "conv": (ConvNet, Layout(order=ConvNet.ORDER)),
     "partial": (Partial, Layout()),
+    "frozen": (FrozenStart, MLP_LAYOUT),
 }
 
 
