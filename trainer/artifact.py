@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..compression.encodings import Encoded, choose, encode, positive_zeros
 from ..errors import CheckpointError, ConfigError
 from .artifact_files import (
+    MANIFEST,
     RESERVED,
     TENSORS,
     describe,
@@ -68,6 +69,8 @@ def save_artifact(
             **(extra or {}),
         }
         write_manifest(partial, manifest)
+        # safetensors makes its file for its owner only; both files get what the user's umask says
+        (partial / TENSORS).chmod((partial / MANIFEST).stat().st_mode & 0o777)
         _replace_folder(partial, target)
     except OSError as error:
         raise CheckpointError(

@@ -31,7 +31,7 @@ def difference_text(name: str, value: float, base: float) -> str:
     change = value - base
     if is_share(name):
         return f"{change * 100:+.2f} points".replace("-", "−")
-    return f"{change:+.4g}".replace("-", "−")
+    return f"{change:+.3g}".replace("-", "−")
 
 
 def bytes_text(count: float | None) -> str:

@@ -10,6 +10,7 @@ from .report_series import Band, Points
 
 _WIDTH, _HEIGHT = 460, 250  # small enough to be read on a phone, where the picture is about 340 wide
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 26, 30
+_LINEAR = ("learning_rate",)  # a schedule is known by its shape, which a logarithm would bend
 _CHARACTER = 6.6  # width of a character in the chart's small type
 
 
@@ -51,7 +52,7 @@ def line_chart(
     values = [value for line in lines for _, value in line.points]
     last = max(step for line in lines for step, _ in line.points)
     x = _Scale(0.0, max(last, bands[-1].end if bands else 0.0, 1.0), _LEFT, _WIDTH - _RIGHT)
-    y, marks = _vertical(values, percent)
+    y, marks = _vertical(values, percent, name in _LINEAR)
     parts = [_bands(bands, x), _grid(y, marks, percent), _steps(x)]
     parts += [_curve(line, x, y) for line in lines]
     note = ' <span class="quiet">log scale</span>' if y.logarithmic else ""
@@ -78,9 +79,9 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def _vertical(values: list[float], percent: bool) -> tuple[_Scale, list[float]]:
+def _vertical(values: list[float], percent: bool, linear: bool) -> tuple[_Scale, list[float]]:
     low, high = min(values), max(values)
-    if low > 0 and high / low > 30 and not percent:
+    if low > 0 and high / low > 30 and not percent and not linear:
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         factors = (1, 2, 5) if len(exponents) <= 4 else (1,)
         marks = [factor * 10.0**power for power in exponents for factor in factors]

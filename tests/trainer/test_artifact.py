@@ -169,6 +169,15 @@ def test_saving_again_replaces_the_whole_folder(tmp_path):
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["artifact.json", "model.safetensors"]
 
 
+def test_both_files_have_the_permissions_that_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(tmp_path / "a", lenet())
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "a").iterdir()} == {0o640}
+
+
 def test_a_failed_save_leaves_the_older_artifact_whole(tmp_path, monkeypatch):
     save(tmp_path / "a", lenet())
 

@@ -313,6 +313,13 @@ def test_ticks_are_few_round_and_cover_the_range(low, high):
     assert len({f"{mark:.4g}" for mark in marks}) == len(marks)
 
 
+def test_a_learning_rate_is_drawn_on_a_linear_axis_however_small_it_ends():
+    points = [(0.0, 1e-3), (1.0, 1e-8)]
+    lines = [Line(label="x", points=points, style="hot")]
+    assert "log scale" not in line_chart(lines, [], name="learning_rate", title="X")
+    assert "log scale" in line_chart(lines, [], name="loss", title="X")
+
+
 @pytest.mark.parametrize("values", [[0.0], [1.0, 1.0], [1e-9, 1.0], [-1.0, 1.0], [1e12, 3e12]])
 def test_odd_ranges_are_drawn_inside_the_picture(values):
     points = [(float(step), value) for step, value in enumerate(values)]

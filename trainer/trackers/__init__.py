@@ -15,9 +15,13 @@ _log = logging.getLogger(__name__)
 class Tracker(Protocol):
     """What a tracker can do: take one dict of values with a step in it, and close."""
 
-    def log(self, values: Mapping[str, Any]) -> None: ...
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Takes the numbers of one line; `values["step"]` places them."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Writes what is waiting and lets go of files and processes."""
+        ...
 
 
 class Trackers:
