@@ -48,11 +48,14 @@ def deliver(
         "final_loss": trainer.logbook.final_loss,
         "metrics": trainer.results[-1]["metrics"],
         "params": counted(built.module, tensors),
-        "techniques": technique_lines(trainer.checks),
+        "techniques": [line for phase in trainer.results for line in phase["techniques"]],
         "artifacts": write_artifacts(
             config, built, tensors, plan, trainer.data.facts, [e.format for e in config.export], assembly.task
         ),
-        "phases": trainer.results,
+        "phases": [
+            {**phase, "techniques": [line["name"] for line in phase["techniques"]]}
+            for phase in trainer.results
+        ],
         "trackers": trainer.logbook.trackers.state,
         "layers": layer_sparsity(built.module, tensors),
     }
@@ -133,7 +136,7 @@ def time_models(dense: BuiltModel, compressed: nn.Module) -> dict[str, Any]:
 
 
 def technique_lines(checks: Mapping[str, Sequence[Check]]) -> list[dict[str, Any]]:
-    """Requested against achieved of every technique of the last phase."""
+    """Requested against achieved of every technique of a phase."""
     return [
         {
             "name": scope.split(".", 1)[1],

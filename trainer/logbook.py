@@ -45,11 +45,15 @@ class Logbook:
         self.progress.phase(name)
         self._window, self._not_steps = (step, time.perf_counter(), wait_seconds), 0.0
 
+    def due(self, step: int, *, last: bool) -> bool:
+        """Whether this step has a line."""
+        return last or step % self._every == 0
+
     def after_step(
         self, step: int, steps: Steps, *, last: bool, samples: int, wait_seconds: float, checks: Checks
     ) -> None:
         """A line every ``tracking.every`` steps and at the end of a phase. Collective at those steps."""
-        if step % self._every and not last:
+        if not self.due(step, last=last):
             return
         since, then, waited = self._window
         now = time.perf_counter()

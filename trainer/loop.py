@@ -17,7 +17,7 @@ from .best import Best, better
 from .checkpoint import Checkpoints, Saved
 from .config import PhaseConfig, RunConfig
 from .data import open_data
-from .delivery import deliver
+from .delivery import deliver, technique_lines
 from .evaluation import evaluate
 from .interrupts import Interrupts
 from .logbook import Logbook
@@ -114,7 +114,7 @@ class Trainer:
     def _after_step(self, steps: Steps) -> None:
         run = steps.chain.run
         last = run.step == run.steps
-        if run.step == min(_EXPECT_EFFECT_AFTER, run.steps):
+        if run.step == min(_EXPECT_EFFECT_AFTER, run.steps) or self.logbook.due(self.step, last=last):
             self.checks = steps.chain.demand()
         self.logbook.after_step(
             self.step,
