@@ -23,7 +23,7 @@ letter-spacing:-.015em;text-wrap:balance}
 .tag{font-size:.78rem;padding:2px 9px;border-radius:99px;background:var(--hot-soft);color:var(--hot);font-weight:600}
 .tag.good{background:var(--good-soft);color:var(--good)}.tag.bad{background:var(--bad-soft);color:var(--bad)}
 .warning{background:var(--bad-soft);color:var(--bad);border-radius:10px;padding:10px 14px;margin:14px 0;max-width:none}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(45%,136px),1fr));background:var(--card);
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(45%,145px),1fr));background:var(--card);
 border:1px solid var(--rule);border-radius:12px;overflow:hidden;margin:22px 0}
 .facts div{white-space:nowrap;box-shadow:0 0 0 .5px var(--rule);padding:10px 14px}
 .facts dt,.small{font-size:.8rem;color:var(--quiet)}.facts dd{margin:0;font-weight:600}
@@ -69,8 +69,8 @@ details pre{margin:0;padding:4px 16px 16px;overflow-x:auto}
 details p,details dl{padding:0 16px}details dt{font-weight:600;margin-top:10px}details dd{margin:0;max-width:70ch}
 footer{margin-top:44px;color:var(--quiet);font-size:.85rem}
 @media (max-width:600px){svg text{font-size:14px}svg .phase{font-size:13px}
-main{padding:20px 14px 48px}th,td{padding:8px 10px}
-td code{white-space:normal;overflow-wrap:anywhere}td .quiet{display:none}
+main{padding:20px 14px 48px}th,td{padding:7px 6px}.layers td{padding:5px 6px}
+table{font-size:.82rem}th{white-space:normal}td .quiet{display:none}td .bar{min-width:70px}
 .layers td.shape,.layers th.shape{display:none}}
 @media print{body{background:#fff}.card,.chart,details{break-inside:avoid}}
 """.strip()
