@@ -7,15 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .batchnorm import make_global
-from .data_parallel import Replicas, WholeModel, same_start
-from .fully_sharded import Sharded, shard_parameters
+from .batchnorm import RowMask
+from .data_parallel import WholeModel
 from .layout import Layout
 from .mesh import Mesh
 from .microbatches import cut, row_counts
-from .pipeline import Pipeline, check_separable, make_part, plan_stages
-from .shadow import Shadow
-from .tensor import divide, open_after, resolve_plan
 
 Inputs = Callable[[Mapping[str, Tensor]], Any]
 """columns → what the model is called with: one tensor, or a dict of keyword arguments."""
@@ -46,46 +42,18 @@ class NativeEngine:
         if type(microbatches) is not int or microbatches < 1:
             raise ConfigError(f"parallel.microbatches={microbatches!r}: want an integer, 1 or more")
         self.mesh, self.microbatches = mesh, microbatches
-        plan = resolve_plan(model, layout, mesh.tensor) if mesh.tensor > 1 else {}
         model.to(mesh.device)
-        opened = open_after(model, layout.order or tuple(n for n, _ in model.named_children()), plan)
-        gathered = (
-            next(reversed(opened.values()), []) if plan else []
-        )  # columns that no row makes whole again
-        shadow, names = None, [layout.order]
-        if mesh.pipeline > 1:
-            names = plan_stages(
-                model,
-                layout,
-                mesh,
-                schedule=schedule,
-                microbatches=microbatches,
-                stages=stages,
-                costs=costs,
-                whole=[name for name in layout.order[:-1] if opened[name]],
-            )
-            check_separable(model, names)
-            shadow = Shadow(
-                model, layout.order
-            )  # before anything that would communicate is put into the model
-        self._mask = make_global(model, mesh)
-        self.parts = _cut(model, names, layout, mesh) if shadow else [model]
-        for part in self.parts:
-            same_start(part, mesh)
-            divide(part, plan, set(gathered), mesh)
-        self._whole = [self._spread(part, layout) for part in self.parts]
+        self.parts: list[nn.Module] = [model]
+        self._whole, self._mask, self._pipeline = [WholeModel(model)], RowMask(), None
+        if mesh.world > 1:
+            from .spread import spread  # its imports take a second that one process need not spend
+
+            settings: Any = {"schedule": schedule, "stages": stages, "costs": costs}
+            here = spread(model, layout, mesh, microbatches=microbatches, **settings)
+            self.parts, self._whole = here.parts, here.wholes
+            self._mask, self._pipeline = here.mask, here.pipeline
         self._first = self._whole[0]
         self._parameters = {name: p for part in self.parts for name, p in part.named_parameters()}
-        self._pipeline = shadow and Pipeline(
-            self.parts, names, shadow, mesh, self._mask, schedule=schedule, microbatches=microbatches
-        )
-
-    def _spread(self, part: nn.Module, layout: Layout) -> WholeModel:
-        mesh = self.mesh
-        if mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1):
-            shard_parameters(part, layout, mesh, keep_whole_in_step=mesh.pipeline > 1)
-            return Sharded(part)
-        return Replicas(part, mesh) if mesh.replicate > 1 else WholeModel(part)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name → parameter, of what is held here: plain tensors, or DTensors where they are divided.
@@ -173,8 +141,3 @@ class NativeEngine:
         for whole in self._whole:
             whole.release()
         return outputs
-
-
-def _cut(model: nn.Module, names: list[tuple[str, ...]], layout: Layout, mesh: Mesh) -> list[nn.Module]:
-    here = range(mesh.coordinates["pipeline"], len(names), mesh.pipeline)
-    return [make_part(model, names[s], layout.order, last=s == len(names) - 1) for s in here]

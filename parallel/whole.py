@@ -1,22 +1,26 @@
 """Whole tensors from divided ones, and back: one tensor at a time, from and to any mesh."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from .mesh import Mesh
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor, Placement
 
-def _divided_dim(placement: Placement) -> int | None:
-    if isinstance(placement, Replicate):
-        return None
-    assert isinstance(placement, Shard | _StridedShard), placement
-    return placement.dim
+
+def is_divided(tensor: Tensor) -> TypeGuard["DTensor"]:
+    """Whether `tensor` is a DTensor. By its attribute: importing the class costs one process a second for nothing."""
+    return hasattr(tensor, "placements")
+
+
+def _divided_dim(placement: "Placement") -> int | None:
+    assert not placement.is_partial(), "a sum that has not been made yet has no whole"
+    return getattr(placement, "dim", None)  # Shard and FSDP's _StridedShard have one, Replicate has none
 
 
 def _lengths(length: int, pieces: int) -> list[int]:
@@ -25,7 +29,7 @@ def _lengths(length: int, pieces: int) -> list[int]:
     return [max(0, min(size, length - size * index)) for index in range(pieces)]
 
 
-def _axis_lengths(tensor: DTensor) -> list[tuple[int, int, list[int]]]:
+def _axis_lengths(tensor: "DTensor") -> list[tuple[int, int, list[int]]]:
     """(mesh dim, tensor dim, lengths of the pieces along it), in the order in which the pieces are put together.
 
     FSDP cuts what tensor parallelism has left (`_StridedShard` before `Shard` on the same dim), so the mesh is
@@ -49,7 +53,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
     Unlike `DTensor.full_tensor` it does not depend on how torch pads uneven strided shards.
     cost: one all-gather for each axis that divides it.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_divided(tensor):
         return tensor.detach()
     mesh, local = tensor.device_mesh, tensor.to_local().detach()
     for axis, dim, lengths in _axis_lengths(tensor):
@@ -66,7 +70,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 def local_part(whole: Tensor, like: Tensor) -> Tensor:
     """The part of `whole` that this rank holds of a tensor divided as `like`; a view, no communication."""
-    if not isinstance(like, DTensor):
+    if not is_divided(like):
         return whole
     here = like.device_mesh.get_coordinate()
     assert here is not None, "this rank is not in the tensor's mesh"
@@ -80,8 +84,10 @@ def divided_as(local: Tensor, like: Tensor) -> Tensor:
 
     local: shape of like's local part.   returns: a DTensor that shares its storage, or `local` itself.
     """
-    if not isinstance(like, DTensor):
+    if not is_divided(like):
         return local
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
@@ -172,7 +178,7 @@ def scatter(whole: Mapping[str, Tensor], held: Any, mesh: Mesh) -> None:
 
 def _write(whole: Tensor, target: Tensor) -> None:
     part = local_part(whole, target)
-    target = target.to_local() if isinstance(target, DTensor) else target
+    target = target.to_local() if is_divided(target) else target
     if part.shape != target.shape:
         raise ValueError(
             f"a whole of shape {tuple(whole.shape)} does not fit a part of {tuple(target.shape)}"

@@ -1,0 +1,74 @@
+"""Spreading one model over several ranks: cut into stages, divide matrices, make statistics global, shard.
+
+Apart from the engine because these imports take a second that one process need not spend.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .batchnorm import RowMask, make_global
+from .data_parallel import Replicas, WholeModel, same_start
+from .fully_sharded import Sharded, shard_parameters
+from .layout import Layout
+from .mesh import Mesh
+from .pipeline import Pipeline, check_separable, make_part, plan_stages
+from .shadow import Shadow
+from .tensor import divide, open_after, resolve_plan
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The local parts of a model (one per stage held here) and what runs them."""
+
+    parts: list[nn.Module]
+    wholes: list[WholeModel]
+    mask: RowMask
+    pipeline: Pipeline | None
+
+
+def spread(
+    model: nn.Module, layout: Layout, mesh: Mesh, *, schedule: str, microbatches: int, stages: Any, costs: Any
+) -> Spread:
+    """Take `model` apart for this rank. Everything that can be wrong is found before anything is communicated."""
+    plan = resolve_plan(model, layout, mesh.tensor) if mesh.tensor > 1 else {}
+    opened = open_after(model, layout.order or tuple(name for name, _ in model.named_children()), plan)
+    gathered = set(next(reversed(opened.values()), []))  # columns that no row makes whole again
+    if mesh.pipeline == 1:
+        mask, pipeline, parts = make_global(model, mesh), None, [model]
+        return Spread(parts, [_finish(model, plan, gathered, layout, mesh)], mask, pipeline)
+    names = plan_stages(
+        model,
+        layout,
+        mesh,
+        schedule=schedule,
+        microbatches=microbatches,
+        stages=stages,
+        costs=costs,
+        whole=[name for name in layout.order[:-1] if opened[name]],
+    )
+    check_separable(model, names)
+    shadow = Shadow(model, layout.order)  # taken before anything that communicates is put into the model
+    mask = make_global(model, mesh)
+    parts = _cut(model, names, layout, mesh)
+    wholes = [_finish(part, plan, gathered, layout, mesh) for part in parts]
+    pipeline = Pipeline(parts, names, shadow, mesh, mask, schedule=schedule, microbatches=microbatches)
+    return Spread(parts, wholes, mask, pipeline)
+
+
+def _cut(model: nn.Module, names: Sequence[Sequence[str]], layout: Layout, mesh: Mesh) -> list[nn.Module]:
+    here = range(mesh.coordinates["pipeline"], len(names), mesh.pipeline)
+    return [make_part(model, names[s], layout.order, last=s == len(names) - 1) for s in here]
+
+
+def _finish(
+    part: nn.Module, plan: dict[str, str], gathered: set[str], layout: Layout, mesh: Mesh
+) -> WholeModel:
+    same_start(part, mesh)
+    divide(part, plan, gathered, mesh)
+    if mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1):
+        shard_parameters(part, layout, mesh, keep_whole_in_step=mesh.pipeline > 1)
+        return Sharded(part)
+    return Replicas(part, mesh) if mesh.replicate > 1 else WholeModel(part)
