@@ -82,9 +82,15 @@ class Run:
             self._counts[id(weights)] = count  # lists kept by `weights` live as long as this run
         return count
 
-    def kth_magnitude(self, weights: Sequence[Weight], k: int, *, dense: bool = False) -> Tensor:
-        """The ``k``-th smallest magnitude among all ``weights`` of the whole model (see `exact_quantile`)."""
-        values = [w.dense if dense else w.local for w in weights if w.owned]
+    def kth_magnitude(
+        self, weights: Sequence[Weight], k: int, values: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The ``k``-th smallest magnitude among all ``weights`` of the whole model (see `exact_quantile`).
+
+        values: local tensors to look at instead, one for each weight.
+        """
+        held = zip(weights, values or [w.local for w in weights], strict=True)
+        values = [value for weight, value in held if weight.owned]
         if not values and self.all_weights:
             values = [self.all_weights[0].local.new_empty(0)]
         return exact_quantile(values, k, lambda counts: self.reduce(counts, "sum"))

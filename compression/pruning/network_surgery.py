@@ -137,23 +137,30 @@ class NetworkSurgery(Technique):
             ):
                 run.note(weight)["threshold"] = threshold
 
-    def _thresholds(self, run: Run, weights: list[Weight], share: float) -> list[float]:
-        """Magnitude at or below which ``share`` of the dense weights lie; -1 where that is none of them."""
+    def _thresholds(self, run: Run, weights: list[Weight], share: float, values: list[Tensor]) -> list[float]:
+        """Magnitude at or below which ``share`` of the ``values`` lie; -1 where that is none of them."""
         if self.scope == "layer":
-            return [_alone(weight, share) for weight in weights]
-        return [_together(run, weights, share)] * len(weights)
+            return [_alone(weight, share, value) for weight, value in zip(weights, values, strict=True)]
+        return [_together(run, weights, share, values)] * len(weights)
 
     def _share(self, run: Run) -> float:
         end = max(run.at(self.stop) * 2 // 3, 1)
         return ramped(run.step, begin=0, end=end, target=self.sparsity or 0.0, ramp="cubic")
 
     def _freeze(self, run: Run, weights: list[Weight]) -> None:
-        """The last masks: exactly the wanted share of the dense weights, none between the thresholds."""
+        """The last masks: from those there are, the smallest kept weights go until the wanted share is met.
+
+        A new cut through the dense weights would also splice some at this last moment, which have never learnt
+        to work where they are: the loss would jump and only the frozen rest of the phase could mend it.
+        """
         run.memory["frozen"] = True
         if self.sparsity is None:
             return
-        for weight, threshold in zip(weights, self._thresholds(run, weights, self.sparsity), strict=True):
-            mask_of(run, weight).copy_(weight.local.abs() > threshold)
+        kept = [weight.local.abs().mul_(mask_of(run, weight)) for weight in weights]
+        for weight, magnitude, threshold in zip(
+            weights, kept, self._thresholds(run, weights, self.sparsity, kept), strict=True
+        ):
+            mask_of(run, weight).logical_and_(magnitude > threshold)
 
 
 def splice(dense: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
@@ -165,14 +172,14 @@ def splice(dense: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
     return (magnitude > high) | (mask & (magnitude > low))
 
 
-def _together(run: Run, weights: list[Weight], share: float) -> float:
+def _together(run: Run, weights: list[Weight], share: float, values: list[Tensor]) -> float:
     k = round(share * run.count(weights))
-    return float(run.kth_magnitude(weights, k)) if k else -1.0
+    return float(run.kth_magnitude(weights, k, values)) if k else -1.0
 
 
-def _alone(weight: Weight, share: float) -> float:
+def _alone(weight: Weight, share: float, value: Tensor) -> float:
     k = round(share * weight.shape.numel())
-    return float(exact_quantile([weight.local], k, weight.add_over_parts)) if k else -1.0
+    return float(exact_quantile([value], k, weight.add_over_parts)) if k else -1.0
 
 
 def _paper_threshold(weight: Weight, rate: float) -> float:
