@@ -122,10 +122,9 @@ def check(words: Words, ranks: Ranks = None) -> None:
 
     config, origins = load_with_origins(*split_words(words))
     from ..trainer import preflight
-    from .describe import report_lines
+    from ..trainer.preflight_report import print_report
 
-    report = preflight.check(config, ranks or config.parallel.ranks, origins=origins)
-    typer.echo("\n".join(report_lines(report.as_json())))
+    print_report(preflight.check(config, ranks or config.parallel.ranks, origins=origins))
 
 
 @_command(verify_app, "parity")
@@ -179,9 +178,9 @@ def export(
 @_command(app, "report")
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write RUN's report.html from its metrics and summary."""
-    from ..trainer import report as reporting
+    from ..trainer.report import write_report
 
-    typer.echo(str(reporting.report(existing(run))))
+    typer.echo(str(write_report(existing(run))))
 
 
 @_command(app, "techniques")

@@ -1,9 +1,7 @@
-"""Texts for the terminal: techniques (from docstring and dataclass fields) and the report of `check`."""
+"""Texts about techniques for the terminal, made from their classes: docstring and dataclass fields."""
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
-from typing import Any
 
 from ..compression.registry import technique_class, techniques
 
@@ -33,36 +31,3 @@ def _setting(field: dataclasses.Field) -> str:
 
 def _first_line(kind: type) -> str:
     return (inspect.getdoc(kind) or "").partition("\n")[0]
-
-
-def report_lines(report: Mapping[str, Any], indent: str = "") -> list[str]:
-    """Plain values as indented lines, "name: value"; what is empty or not known is left out."""
-    lines: list[str] = []
-    for name, value in report.items():
-        if value is None or value == () or value == [] or value == {} or value == "":
-            continue
-        label = indent + name.replace("_", " ")
-        if isinstance(value, Mapping):
-            lines.append(f"{label}: {_on_one_line(value)}")
-        elif isinstance(value, (list, tuple)):
-            lines.append(f"{label}:")
-            lines += [
-                f"{indent}  {_on_one_line(item) if isinstance(item, Mapping) else item}" for item in value
-            ]
-        else:
-            lines.append(f"{label}: {_number(value)}")
-    return lines
-
-
-def _on_one_line(values: Mapping[str, Any]) -> str:
-    parts = []
-    for name, value in values.items():
-        text = f"({_on_one_line(value)})" if isinstance(value, Mapping) else _number(value)
-        parts.append(f"{name.replace('_', ' ')} {text}")
-    return ", ".join(parts)
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
