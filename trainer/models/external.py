@@ -145,7 +145,7 @@ def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
     """
     refuse_unknown("model.timm", given, ["timm", "pretrained", "args"])
     with _importing("timm"):
-        import timm
+        import timm  # pyright: ignore[reportMissingImports] (an extra that few install)
     name, pretrained = given["timm"], bool(given.get("pretrained", False))
     args: dict[str, Any] = {}
     if facts.get("classes") is not None:
