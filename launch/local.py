@@ -194,7 +194,9 @@ class LocalRanks:
             standing = page.read(host=self._host, started=self._started)
             if process.returncode is not None and standing.status == RUNNING:
                 standing = replace(standing, status=FAILED if process.returncode not in (0, PREEMPTED) else 1)
-            elif standing.silent >= self._silence:
+            elif standing.silent >= min(
+                self._silence, 2.0
+            ):  # looking costs a file: only where something is odd
                 standing = replace(standing, stopped=process_is_stopped(process.pid))
             else:
                 standing = replace(standing, stopped=False)

@@ -74,7 +74,8 @@ def blame(failures: Sequence[Failure], standings: Sequence[Standing]) -> Verdict
     if not cause.consequence or not running:
         return Verdict(failure=cause)
     stuck = _furthest_behind(running)
-    return Verdict(failure=_failure(stuck, f"the others gave up waiting for it ({cause.cause})"), hang=True)
+    what = "the process is stopped (SIGSTOP?) or gone, and the others" if stuck.stopped else "the others"
+    return Verdict(failure=_failure(stuck, f"{what} gave up waiting for it ({cause.cause})"), hang=True)
 
 
 def grace(failures: Sequence[Failure]) -> float:

@@ -65,6 +65,9 @@ def test_if_all_failures_are_consequences_the_rank_that_never_came_is_blamed():
     standings = [replace(WELL[0], status=FAILED, failure=LOST), WELL[1], replace(WELL[2], step=8), WELL[3]]
     verdict = blame([LOST], standings)
     assert verdict.failure.rank == 2 and verdict.hang
+    assert "stopped" not in verdict.failure.cause
+    standings[2] = replace(standings[2], stopped=True)
+    assert "the process is stopped" in blame([LOST], standings).failure.cause
     assert blame([LOST, FAILURE], standings).failure is FAILURE
 
 
