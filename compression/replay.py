@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from torch import nn
@@ -25,11 +26,16 @@ def entry(phase: str, technique: Technique, record: Record) -> PlanEntry:
 
 
 def replay(model: nn.Module, plan: Sequence[PlanEntry]) -> None:
-    """Bring a freshly built ``model`` into the shape it had after the phases in ``plan``."""
-    for line in plan:
-        technique = build(line["technique"], line["settings"])
-        technique.prepare(model)
-        technique.rebuild(model, line["record"])
+    """Bring a freshly built ``model`` into the shape it had after the phases in ``plan``.
+
+    In the order of the run: all techniques of a phase prepare before the first of them finalizes.
+    """
+    for _, lines in groupby(plan, key=lambda line: line["phase"]):
+        phase = [(build(line["technique"], line["settings"]), line["record"]) for line in lines]
+        for technique, _ in phase:
+            technique.prepare(model)
+        for technique, record in phase:
+            technique.rebuild(model, record)
 
 
 def kept_zeros(plan: Sequence[PlanEntry]) -> list[str]:

@@ -1,22 +1,20 @@
-"""One phase's model on the mesh, with its optimizer and its techniques: put together, taken whole, put together anew."""
+"""One phase's model on the mesh, with its optimizer and its techniques."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..compression import Chain, Run, Technique, Weight, kept_zeros, replay, weights_of
+from ..compression import Chain, Run, Technique, Weight, kept_zeros, name_of, replay, weights_of
 from ..compression.pruning.keep_zeros import KeepZeros
-from ..compression.replay import PlanEntry, entry
+from ..compression.replay import PlanEntry
+from ..errors import ConfigError
 from ..parallel import Mesh, NativeEngine
 from ..parallel.split import module_costs
-from ..parallel.whole import gather, scatter
 from .config import PhaseConfig, RunConfig
 from .gradients import PARTS
 from .models import BuiltModel, build_model
@@ -96,6 +94,7 @@ def assemble(
     techniques = techniques_of(phase, plan)
     for technique in techniques:
         technique.prepare(built.module)
+    _refuse_idle(techniques, built.module, phase)
     names = [name for name, _ in built.module.named_parameters()]
     parallel = config.parallel
     engine = NativeEngine(
@@ -117,101 +116,12 @@ def assemble(
         built=built,
         engine=engine,
         weights=weights,
-        optimizer=_optimizer(config, phase, weights, mesh),
-        chain=_chain(config, techniques, weights, mesh, steps),
+        optimizer=make_optimizer(config, phase, weights),
+        chain=make_chain(config, techniques, weights, mesh, steps),
         task=_task(built.task, items_per_row),
         plan=list(plan),
         names=names,
     )
-
-
-def next_phase(
-    now: Assembly, config: RunConfig, phase: PhaseConfig, mesh: Mesh, facts: Facts, *, steps: int
-) -> Assembly:
-    """Finalize the phase that ends and put together the one that begins, in the same processes.
-
-    Where shapes change the model is made whole on rank 0, finalized there, and sharded anew from there, the
-    moments following the kept indices; otherwise the sharded model goes on as it is.
-    """
-    plan, whole = finalize(now, config, mesh, facts)
-    techniques = techniques_of(phase, plan)
-    same_optimizer = config.optimizer_of(phase).name == config.optimizer_of(now.phase).name
-    if whole is None and not any(t.changes_model for t in techniques):
-        optimizer = _optimizer(config, phase, now.weights, mesh)
-        if same_optimizer:
-            optimizer.state.update(now.optimizer.state)
-        chain = _chain(config, techniques, now.weights, mesh, steps)
-        return Assembly(**{**vars(now), "phase": phase, "optimizer": optimizer, "chain": chain, "plan": plan})
-    if whole is None:
-        whole = _gather(now, mesh)
-    then = assemble(
-        config, phase, plan, mesh, facts, steps=steps, items_per_row=now.task.uniform_items_per_row
-    )
-    _scatter(whole, then, mesh, with_moments=same_optimizer)
-    return then
-
-
-def finalize(now: Assembly, config: RunConfig, mesh: Mesh, facts: Facts) -> tuple[list[PlanEntry], Any]:
-    """End the phase: the plan with its records, and the whole finalized state on rank 0 where shapes changed.
-
-    returns: (plan, whole) with whole None where the sharded model is as it was.
-    """
-    now.chain.finish()
-    plan = list(now.plan)
-    if not any(t.changes_model for t in now.chain.techniques):
-        model = now.built.module if mesh.world == 1 else None
-        model = model or whole_model(config, now.plan, facts, _nowhere(config)).module
-        plan += [entry(now.phase.name, t, t.finalize(model)) for t in now.chain.techniques]
-        return plan, None
-    whole = _gather(now, mesh)
-    records: list[Any] = [None]
-    if mesh.rank == 0:
-        model = whole_model(config, now.plan, facts).module
-        for technique in now.chain.techniques:
-            technique.prepare(model)
-        model.load_state_dict(whole["model"], assign=True)
-        records = [[t.finalize(model) for t in now.chain.techniques]]
-        whole["model"] = {k: v.detach() for k, v in model.state_dict().items()}
-        for record in records[0]:
-            whole["moments"] = follow(whole["moments"], record)
-    if mesh.world > 1:
-        dist.broadcast_object_list(records, src=0)
-    plan += [entry(now.phase.name, t, r) for t, r in zip(now.chain.techniques, records[0], strict=True)]
-    return json.loads(json.dumps(plan)), whole
-
-
-def follow(moments: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Whole optimizer moments after a removal: ``record["kept"]`` is parameter → {dim: kept indices}."""
-    kept: Mapping[str, Mapping[str, Sequence[int]]] = record.get("kept", {})
-    followed = {}
-    for key, moment in moments.items():
-        for dim, indices in kept.get(key.rsplit("/", 1)[0], {}).items():
-            moment = moment.index_select(int(dim), torch.as_tensor(indices, dtype=torch.long))
-        followed[key] = moment
-    return followed
-
-
-def _gather(now: Assembly, mesh: Mesh) -> dict[str, Any]:
-    placed = {key: weight.wrap(local) for key, (weight, local) in now.moments().items()}
-    return {
-        "model": gather(now.engine, mesh),
-        "moments": gather(placed, mesh),
-        "counts": gather(now.counts(), mesh),
-    }
-
-
-def _scatter(whole: Mapping[str, Any], then: Assembly, mesh: Mesh, *, with_moments: bool) -> None:
-    scatter(whole["model"], then.engine, mesh)
-    if not with_moments:
-        return
-    keys: list[Any] = [[list(whole["moments"]), {k: str(v.dtype) for k, v in whole["counts"].items()}]]
-    if mesh.world > 1:
-        dist.broadcast_object_list(keys, src=0)
-    moments = make_state(then, [*keys[0][0], *keys[0][1]])
-    placed = {key: then_weight.wrap(local) for key, (then_weight, local) in moments[0].items()}
-    fitting = {k: v for k, v in whole["moments"].items()}
-    scatter(fitting, placed, mesh)
-    scatter(whole["counts"], moments[1], mesh)
 
 
 def make_state(
@@ -229,6 +139,17 @@ def make_state(
     return assembly.moments(), assembly.counts()
 
 
+def _refuse_idle(techniques: Sequence[Technique], model: nn.Module, phase: PhaseConfig) -> None:
+    for technique in techniques:
+        if not technique.matched(model):
+            names = [name for name, _ in model.named_parameters()]
+            shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+            raise ConfigError(
+                f"phase {phase.name}: {name_of(type(technique))} matches no parameter with match={technique.match!r}; "
+                f"the model has {shown}"
+            )
+
+
 def _costs(built: BuiltModel) -> list[float] | None:
     """Forward FLOPs of the model's members, for a balanced split into stages."""
     if not built.layout.order:
@@ -244,15 +165,16 @@ def _layout(built: BuiltModel, config: RunConfig) -> Any:
     return replace(built.layout, tensor_plan=plan, divisible={})
 
 
-def _optimizer(
-    config: RunConfig, phase: PhaseConfig, weights: Sequence[Weight], mesh: Mesh
-) -> torch.optim.Optimizer:
+def make_optimizer(config: RunConfig, phase: PhaseConfig, weights: Sequence[Weight]) -> torch.optim.Optimizer:
+    """The phase's optimizer over the local tensors of ``weights``."""
     return build_optimizer(config.optimizer_of(phase), [(w.name, w.tensor) for w in weights])
 
 
-def _chain(
+def make_chain(
     config: RunConfig, techniques: Sequence[Technique], weights: Sequence[Weight], mesh: Mesh, steps: int
 ) -> Chain:
+    """The phase's techniques at work on ``weights``, their sums over the ranks that hold other parts."""
+
     def reduce(x: Tensor, operation: str) -> Tensor:
         return mesh.reduce(x, operation, PARTS)
 
@@ -277,5 +199,6 @@ def _compute_in(part: nn.Module, precision: str, device: torch.device) -> None:
     part.forward = narrow
 
 
-def _nowhere(config: RunConfig) -> str:
+def nowhere(config: RunConfig) -> str:
+    """The device on which this model is built without values, where that is possible."""
     return "meta" if isinstance(config.model, str) or "name" in config.model else "cpu"

@@ -81,6 +81,8 @@ def write_artifacts(
     """
     dense = whole_model(config, [], facts)
     dense_bytes = sum(t.numel() * t.element_size() for t in dense.module.state_dict().values())
+    stored = built.module.state_dict().keys()  # buffers that a model makes for itself are in no file
+    tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
     lines = []
     for format in dict.fromkeys(formats):
         folder = config.run_folder / "artifacts" / format

@@ -9,7 +9,8 @@ from pathlib import Path
 from ..errors import CheckpointError, ConfigError
 from ..parallel import Mesh
 from ..parallel.whole import gather
-from .assembly import assemble, finalize, whole_model
+from .assembly import assemble, whole_model
+from .boundary import finalize
 from .checkpoint import Checkpoints, Saved
 from .checkpoint_files import damage
 from .config import RunConfig
@@ -41,7 +42,7 @@ def export(path: str | Path, formats: Sequence[str] | None = None) -> list[Path]
         config, phase, saved.state["plan"], mesh, data.facts, steps=steps, items_per_row=data.items_per_row
     )
     Checkpoints(run_folder / "checkpoints", mesh, keep=1, asynchronous=False).restore(saved, assembly)
-    plan, whole = finalize(assembly, config, mesh, data.facts)
+    plan, whole = finalize(assembly, config, mesh, data.facts, with_moments=False)
     tensors = whole["model"] if whole is not None else gather(assembly.engine, mesh)
     built = whole_model(config, plan, data.facts)
     lines = write_artifacts(config, built, tensors, plan, data.facts, chosen, assembly.task)

@@ -12,8 +12,9 @@ from ..compression import Check
 from ..dataloading import Batch
 from ..errors import CheckpointError, ConfigError, Preempted
 from ..parallel import Mesh, join
-from .assembly import Assembly, assemble, finalize, next_phase
+from .assembly import Assembly, assemble
 from .best import Best, better
+from .boundary import finalize, next_phase
 from .checkpoint import Checkpoints, Saved
 from .config import PhaseConfig, RunConfig
 from .data import open_data
@@ -155,7 +156,9 @@ class Trainer:
         self._beat(self.step, "deliver", _SLOW_WORK)
         self.checks = self.assembly.chain.demand()
         seconds = self._seconds()
-        plan, whole = finalize(self.assembly, self.config, self.mesh, self.data.facts)
+        plan, whole = finalize(
+            self.assembly, self.config, self.mesh, self.data.facts, with_moments=False
+        )
         self.checkpoints.wait()
         self.logbook.progress.close()
         return deliver(self, plan, whole, seconds)

@@ -202,8 +202,8 @@ def read_trace(folder: Path) -> Trace:
 
 
 def compare(reference: Trace, other: Trace) -> Difference:
-    """Largest differences; infinite where one trace has a step or a tensor that the other has not."""
-    if reference.steps.keys() != other.steps.keys() or reference.tensors.keys() != other.tensors.keys():
+    """Largest differences; infinite where one trace has a step, a tensor or a shape that the other has not."""
+    if reference.steps.keys() != other.steps.keys() or _shapes(reference) != _shapes(other):
         return Difference(
             loss=float("inf"), gradient_norm=float("inf"), weights=float("inf"), masks=float("inf")
         )
@@ -218,6 +218,10 @@ def compare(reference: Trace, other: Trace) -> Difference:
     )
 
 
+def _shapes(trace: Trace) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in trace.tensors.items()}
+
+
 def _relative(reference: float, value: float) -> float:
     return abs(value - reference) / max(abs(reference), 1e-6)
 
@@ -226,7 +230,8 @@ def _moved(reference: Trace, other: Trace, key: str) -> float:
     """‖difference‖ / ‖reference − start‖ of one tensor (against its own norm where it has no start)."""
     here, there = reference.tensors[key].double(), other.tensors[key].double()
     start = reference.start.get(key.split("/", 2)[2])
-    away = here - start.double() if start is not None else here
+    # a phase may have removed parts of it since
+    away = here - start.double() if start is not None and start.shape == here.shape else here
     return float((there - here).norm() / away.norm().clamp_min(1e-9))
 
 
