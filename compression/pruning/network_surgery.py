@@ -132,9 +132,9 @@ class NetworkSurgery(Technique):
                 for weight in weights:
                     run.note(weight)["threshold"] = _paper_threshold(weight, self.rate)
         elif (run.step - 1) % self.every == 0:
-            for weight, threshold in zip(
-                weights, self._thresholds(run, weights, self._share(run)), strict=True
-            ):
+            dense = [weight.local for weight in weights]
+            found = self._thresholds(run, weights, self._share(run), dense)
+            for weight, threshold in zip(weights, found, strict=True):
                 run.note(weight)["threshold"] = threshold
 
     def _thresholds(self, run: Run, weights: list[Weight], share: float, values: list[Tensor]) -> list[float]:
