@@ -23,6 +23,7 @@ from typing import Any
 import cloudpickle
 
 MOST_RANKS = 8
+_START_SECONDS = 300
 _HERE = Path(__file__).resolve().parent
 _workers: list["_Worker"] = []
 
@@ -46,6 +47,14 @@ class _Worker:
             else:
                 os.environ["OMP_NUM_THREADS"] = before
         theirs.close()
+        self._ready = False
+
+    def wait_until_ready(self) -> None:
+        """Until torch is imported there: starting up is not the tested function's time."""
+        if not self._ready and not self.pipe.poll(_START_SECONDS):
+            raise RanksFailed(f"a worker process did not start within {_START_SECONDS} seconds")
+        if not self._ready:
+            self._ready = bool(self.pipe.recv_bytes())
 
     def end(self) -> None:
         self.process.kill()
@@ -54,7 +63,7 @@ class _Worker:
 
 
 def run_on_ranks(
-    function: Callable[..., Any], *args: Any, ranks: int = 2, timeout: float = 60.0, **kwargs: Any
+    function: Callable[..., Any], *args: Any, ranks: int = 2, timeout: float = 120.0, **kwargs: Any
 ) -> list[Any]:
     """What `function(*args, **kwargs)` returns on each of `ranks` gloo ranks, rank 0 first.
 
@@ -65,6 +74,8 @@ def run_on_ranks(
         raise ValueError(f"ranks={ranks}: want 1 to {MOST_RANKS}")
     while len(_workers) < ranks:
         _workers.append(_Worker())
+    for worker in _workers[:ranks]:
+        worker.wait_until_ready()
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
         task = _by_value((function, args, kwargs))
@@ -129,9 +140,11 @@ def _by_value(task: Any) -> bytes:
 
 def _serve(pipe: Connection) -> None:
     import torch
-    import torch.distributed
+    from forgepress.parallel import spread  # with it comes all that is slow to import
 
+    assert spread.__name__
     torch.set_num_threads(1)
+    pipe.send_bytes(b"ready")
     while True:
         try:
             task, rank, ranks, meeting, timeout = cloudpickle.loads(pipe.recv_bytes())
