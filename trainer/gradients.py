@@ -32,7 +32,9 @@ def global_norm(run: Run) -> Tensor:
 def clip(weights: Sequence[Weight], norm: Tensor, limit: float) -> None:
     """Scale all gradients so that their global ``norm`` is at most ``limit``."""
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([w.grad for w in weights if w.grad is not None], factor)
+    grads = [w.grad for w in weights if w.grad is not None]
+    if grads:  # a stage may have nothing to train
+        torch._foreach_mul_(grads, factor)
 
 
 def blame(run: Run, names: Sequence[str], mesh: Mesh) -> str:
