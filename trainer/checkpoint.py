@@ -80,7 +80,7 @@ class Checkpoints:
         temporary = self.folder / f"step-{step}{files.SAVING}"
         if self._mesh.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            temporary.mkdir(parents=True, exist_ok=True)  # the writers of other ranks make it too
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch speaks of its own plans for this call
