@@ -96,7 +96,9 @@ def train(
         return _fail_together(error, place)
     if place.launched_by == "nothing":
         from .local import run_local
+        from .logs import open_log
 
+        open_log(config.run_folder, 0).close()  # said here once where it cannot be, not by each rank
         needed = ranks or config.parallel.ranks
         arguments = ["train", *words, *(["--fresh"] if fresh else [])]
         return run_local(arguments, needed, run_folder=config.run_folder, timeout=config.parallel.timeout)

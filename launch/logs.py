@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..errors import ConfigError
+
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _REDRAW = re.compile(
     r"\r|\x1b\[2K|\x1b\[\d*A"
@@ -19,10 +21,19 @@ def log_path(run_folder: Path, rank: int) -> Path:
 
 
 def open_log(run_folder: Path, rank: int) -> TextIO:
-    """The rank's log, appended to (a resumed run goes on in it), with its folder made."""
+    """The rank's log, appended to (a resumed run goes on in it), with its folder made.
+
+    raises: ConfigError where the run folder cannot be written.
+    """
     path = log_path(run_folder, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "a", encoding="utf-8", errors="replace", buffering=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a", encoding="utf-8", errors="replace", buffering=1)
+    except OSError as error:
+        raise ConfigError(
+            f"checkpoint.folder: the run folder {run_folder} cannot be written ({error.strerror or error}); "
+            "name a folder that can, or free space there"
+        ) from error
 
 
 def heading(rank: int, ranks: int, host: str, process: int) -> str:

@@ -48,10 +48,16 @@ def run_rank(
     returns:    0, or 75 after a save on request. A failure in a run of several ranks does not return: the process
                 ends at once, because shutting down libraries that have lost their peers can hang.
     """
-    log = _start_log(place, run_folder)
+    log, trouble = None, None
     watch = Watch()
     try:
+        log = _start_log(place, run_folder)
+    except ForgepressError as error:  # told below, once there is somebody to tell it to
+        trouble = error
+    try:
         watch = _make_watch(place, timeout=timeout, silence=silence, log=log)
+        if trouble is not None:
+            raise trouble
         function(replace(place, watch=watch))
         watch.close()
         code = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..dataloading import Loader, facts, load_source
+from ..dataloading import Loader, Source, facts, load_source
 from ..parallel import Mesh
 from .config import RunConfig
 
@@ -14,6 +14,7 @@ from .config import RunConfig
 class RunData:
     """What a run reads: the training stream, the held-out rows, and what the data says about itself."""
 
+    source: Source
     train: Loader
     test: Loader | None
     facts: dict[str, Any]
@@ -59,4 +60,4 @@ def open_data(config: RunConfig, mesh: Mesh) -> RunData:
     if test is not None and len(test):
         batch = config.data.batch if pad_rows else config.evaluate.batch or config.data.batch
         held_out = Loader(test, batch=batch, seed=config.seed, shuffle=False, tail="keep", **common)
-    return RunData(train=loader, test=held_out, facts=facts(train))
+    return RunData(source=train, train=loader, test=held_out, facts=facts(train))

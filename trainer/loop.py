@@ -24,7 +24,8 @@ from .interrupts import Interrupts
 from .logbook import Logbook
 from .models import build_model
 from .precision import LossScaler
-from .run_folder import claim
+from .preflight import refuse
+from .run_folder import claim, keep_config
 from .step import Steps
 
 _EXPECT_EFFECT_AFTER = 3  # steps after which a technique must show that it acts
@@ -66,8 +67,9 @@ class Trainer:
             request; DivergenceError, NoOpError.
         """
         config, mesh = self.config, self.mesh
-        claim(config, mesh, fresh=self.fresh)
         self.data = open_data(config, mesh)
+        refuse(config, mesh.world, self.data.source)
+        claim(config, mesh, fresh=self.fresh)  # `fresh` deletes: not before all is known to be right
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
         self.scaler = LossScaler() if config.precision == "fp16" else None
         self.checkpoints = Checkpoints(
@@ -77,6 +79,7 @@ class Trainer:
             asynchronous=config.checkpoint.asynchronous,
         )
         saved = self._begin()
+        keep_config(config, mesh)
         self.logbook = Logbook(
             config, mesh, total_steps=sum(self.phase_steps), step=self.step, resumed=saved is not None
         )
@@ -138,7 +141,12 @@ class Trainer:
         metrics = self._evaluate()
         self.results = [
             *self.results,
-            {"phase": self.assembly.phase.name, "step": self.step, "metrics": metrics},
+            {
+                "phase": self.assembly.phase.name,
+                "step": self.step,
+                "metrics": metrics,
+                "techniques": technique_lines(self.checks),
+            },
         ]
         self.logbook.event("phase", self.step, **metrics)
         self._save()
@@ -149,16 +157,15 @@ class Trainer:
         self._save()
         self.checkpoints.wait()
         raise Preempted(
-            f"asked to stop: step {self.step} is saved in {self.checkpoints.folder}; the same command goes on from there"
+            f"asked to stop: step {self.step} is saved in {self.checkpoints.folder}; "
+            "the same command goes on from there"
         )
 
     def _deliver(self) -> dict[str, Any]:
         self._beat(self.step, "deliver", _SLOW_WORK)
         self.checks = self.assembly.chain.demand()
         seconds = self._seconds()
-        plan, whole = finalize(
-            self.assembly, self.config, self.mesh, self.data.facts, with_moments=False
-        )
+        plan, whole = finalize(self.assembly, self.config, self.mesh, self.data.facts, with_moments=False)
         self.checkpoints.wait()
         self.logbook.progress.close()
         return deliver(self, plan, whole, seconds)
@@ -195,16 +202,17 @@ class Trainer:
     def _check_same_run(self, saved: Saved) -> None:
         here, there = self._spec(), saved.state["model"]
         if here != there:
+            given, held = _differing(here, there)
             raise ConfigError(
-                f"model: {here} given, but the checkpoint {saved.folder} holds {there}; "
+                f"model: {given} given, but the checkpoint {saved.folder} holds {held}; "
                 "take another name for this run, or start it over with --fresh"
             )
         names = [phase.name for phase in self.config.phases]
         index, name = saved.state["phase"], saved.state["phase_name"]
         if index >= len(names) or names[index] != name:
             raise ConfigError(
-                f"phases: {', '.join(names)} given, but {saved.folder} was saved in phase number {index + 1}, {name!r}; "
-                "keep the phases that have begun, take another name for this run, or start it over with --fresh"
+                f"phases: {', '.join(names)} given, but {saved.folder} was saved in phase number {index + 1}, "
+                f"{name!r}; keep the phases that have begun, take another name for this run, or start it over with --fresh"
             )
 
     def _spec(self) -> dict[str, Any]:
@@ -295,6 +303,14 @@ def train(config: RunConfig, *, fresh: bool = False, place: Any = None) -> None:
     with join(device, rank=rank, ranks=world, meeting=meeting, timeout=config.parallel.timeout) as device:
         mesh = Mesh.build(config.parallel.degrees, device=device)
         Trainer(config, mesh=mesh, fresh=fresh, watch=getattr(place, "watch", None)).fit()
+
+
+def _differing(here: dict[str, Any], there: dict[str, Any]) -> tuple[str, str]:
+    """What differs between two models' specs, as text for a person; two kinds of model differ by name."""
+    keys = [k for k in {**here, **there} if here.get(k) != there.get(k)]
+    if "name" in keys:
+        keys = ["name"]
+    return tuple(", ".join(f"{k}: {spec.get(k)}" for k in keys) for spec in (here, there))  # pyright: ignore[reportReturnType]
 
 
 def _due(every: int, step: int) -> bool:

@@ -31,7 +31,7 @@ from .preflight_rules import (
     stages_per_rank,
 )
 
-__all__ = ["PhasePlan", "Report", "bubble", "check", "examine", "print_report"]
+__all__ = ["PhasePlan", "Report", "bubble", "check", "examine", "print_report", "refuse"]
 
 LoadSource = Callable[..., Source]
 BuildModel = Callable[..., BuiltModel]
@@ -92,6 +92,25 @@ def examine(
     place = origins.place if origins is not None else lambda path: ""
     problems = tuple(replace(problem, place=place(problem.path)) for problem in found.problems)
     return replace(report, problems=problems, notes=tuple(found.notes))
+
+
+def refuse(config: RunConfig, ranks: int, source: Source) -> None:
+    """What `check` refuses, without its estimates: a run calls it on every rank before it touches anything.
+
+    source: the training data, opened already.
+    raises: ConfigError with all problems, the same on every rank.   cost: the model on the meta device.
+    """
+    found = Found()
+    check_mesh(config, ranks, found)
+    check_batch(config, len(source), found)
+    built = _model(config, source, None, found)
+    if built is not None:
+        check_normalization(config, built.module, len(source), found)
+        check_metrics(config, built.task, found)
+        check_pipeline(config, built, check_tensor(config, built, found), found)
+        check_techniques(config, built.module, found)  # prepares the model: nothing else may follow it
+    if found.problems:
+        raise config_error(found.problems, f"{config.name} cannot run: it")
 
 
 def bubble(config: RunConfig) -> float:

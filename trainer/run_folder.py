@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -12,35 +15,50 @@ from .config import RunConfig
 
 
 def claim(config: RunConfig, mesh: Mesh, *, fresh: bool) -> None:
-    """Make the run folder and write ``config.yaml``; ``fresh`` deletes what an earlier run of the name left.
+    """Make the run folder and try that it can be written; ``fresh`` deletes what an earlier run of the name left.
 
     raises: ConfigError on every rank where the folder cannot be written.
     """
+    _on_first_rank(lambda: _prepare(config.run_folder, fresh), config, mesh)
+
+
+def keep_config(config: RunConfig, mesh: Mesh) -> None:
+    """Write ``config.yaml``. Only once the run is known to be this config's: another one must not lose its own.
+
+    raises: ConfigError on every rank where the folder cannot be written.
+    """
+    _on_first_rank(lambda: _write(config), config, mesh)
+
+
+def _on_first_rank(work: Callable[[], None], config: RunConfig, mesh: Mesh) -> None:
     trouble: list[str | None] = [None]
     if mesh.rank == 0:
-        trouble = [_prepare(config, fresh)]
+        try:
+            work()
+        except OSError as error:
+            trouble = [error.strerror or str(error)]
     if mesh.world > 1:
         dist.broadcast_object_list(trouble, src=0)
     if trouble[0] is not None:
-        raise ConfigError(trouble[0])
-
-
-def _prepare(config: RunConfig, fresh: bool) -> str | None:
-    folder = config.run_folder
-    try:
-        if fresh:
-            for name in ("checkpoints", "artifacts", "tensorboard", "wandb"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "summary.json", "plan.json", "report.html"):
-                (folder / name).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-        (folder / "config.yaml").write_text(config.to_yaml())
-    except OSError as error:
-        return (
-            f"checkpoint.folder: the run folder {folder} cannot be written ({error.strerror or error}); "
+        raise ConfigError(
+            f"checkpoint.folder: the run folder {config.run_folder} cannot be written ({trouble[0]}); "
             "name a folder that can, or free space there"
         )
-    return None
+
+
+def _prepare(folder: Path, fresh: bool) -> None:
+    if fresh:
+        for name in ("checkpoints", "artifacts", "tensorboard", "wandb"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "summary.json", "plan.json", "report.html"):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".writable"
+    probe.write_text("")
+    probe.unlink()
+
+
+def _write(config: RunConfig) -> None:
+    partial = config.run_folder / ".config.yaml.partial"
+    partial.write_text(config.to_yaml())
+    os.replace(partial, config.run_folder / "config.yaml")  # a full disk leaves the file that was there
