@@ -132,35 +132,49 @@ class NetworkSurgery(Technique):
                 for weight in weights:
                     run.note(weight)["threshold"] = _paper_threshold(weight, self.rate)
         elif (run.step - 1) % self.every == 0:
-            dense = [weight.local for weight in weights]
-            found = self._thresholds(run, weights, self._share(run), dense)
-            for weight, threshold in zip(weights, found, strict=True):
+            thresholds = self._thresholds(run, weights, self._share(run))
+            for weight, threshold in zip(weights, thresholds, strict=True):
                 run.note(weight)["threshold"] = threshold
 
-    def _thresholds(self, run: Run, weights: list[Weight], share: float, values: list[Tensor]) -> list[float]:
-        """Magnitude at or below which ``share`` of the ``values`` lie; -1 where that is none of them."""
-        if self.scope == "layer":
-            return [_alone(weight, share, value) for weight, value in zip(weights, values, strict=True)]
-        return [_together(run, weights, share, values)] * len(weights)
+    def _thresholds(self, run: Run, weights: list[Weight], share: float) -> list[float]:
+        """Magnitude at or below which ``share`` of the dense weights lie; -1 where that is none of them."""
+        if self.scope == "global":
+            k = round(share * run.count(weights))
+            return [_kth(run, weights, k, [w.local for w in weights], True) if k else -1.0] * len(weights)
+        counts = [round(share * weight.shape.numel()) for weight in weights]
+        return [
+            _kth(run, [weight], k, [weight.local], False) if k else -1.0
+            for weight, k in zip(weights, counts, strict=True)
+        ]
 
     def _share(self, run: Run) -> float:
         end = max(run.at(self.stop) * 2 // 3, 1)
         return ramped(run.step, begin=0, end=end, target=self.sparsity or 0.0, ramp="cubic")
 
     def _freeze(self, run: Run, weights: list[Weight]) -> None:
-        """The last masks: from those there are, the smallest kept weights go until the wanted share is met.
+        """The last masks meet the wanted share by the fewest changes to those there are.
 
-        A new cut through the dense weights would also splice some at this last moment, which have never learnt
-        to work where they are: the loss would jump and only the frozen rest of the phase could mend it.
+        Too few zeros: the smallest kept weights go. Too many: the largest pruned ones come back. A new cut
+        through all dense weights would swap many around the threshold at this last moment, and splice in
+        weights that never learnt to work together: the loss would jump.
         """
         run.memory["frozen"] = True
         if self.sparsity is None:
             return
-        kept = [weight.local.abs().mul_(mask_of(run, weight)) for weight in weights]
-        for weight, magnitude, threshold in zip(
-            weights, kept, self._thresholds(run, weights, self.sparsity, kept), strict=True
-        ):
-            mask_of(run, weight).logical_and_(magnitude > threshold)
+        groups = [weights] if self.scope == "global" else [[weight] for weight in weights]
+        for group in groups:
+            together = self.scope == "global"
+            count = run.count(weights) if together else group[0].shape.numel()
+            wanted = round(self.sparsity * count)
+            zeros = self._zeros(run, group, together)
+            if zeros < wanted:
+                _prune_smallest(run, group, wanted, together)
+            elif zeros > wanted:
+                _restore_largest(run, group, count - (zeros - wanted), together)
+
+    def _zeros(self, run: Run, group: list[Weight], together: bool) -> int:
+        pruned = [(~mask_of(run, weight)).sum() for weight in group]
+        return int(run.total(group, pruned) if together else group[0].add_over_parts(pruned[0]))
 
 
 def splice(dense: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
@@ -172,14 +186,29 @@ def splice(dense: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
     return (magnitude > high) | (mask & (magnitude > low))
 
 
-def _together(run: Run, weights: list[Weight], share: float, values: list[Tensor]) -> float:
-    k = round(share * run.count(weights))
-    return float(run.kth_magnitude(weights, k, values)) if k else -1.0
+def _prune_smallest(run: Run, group: list[Weight], k: int, together: bool) -> None:
+    kept = [
+        weight.local.abs().mul_(mask_of(run, weight)) for weight in group
+    ]  # pruned ones count as smallest
+    threshold = _kth(run, group, k, kept, together)
+    for weight, magnitude in zip(group, kept, strict=True):
+        mask_of(run, weight).logical_and_(magnitude > threshold)
 
 
-def _alone(weight: Weight, share: float, value: Tensor) -> float:
-    k = round(share * weight.shape.numel())
-    return float(exact_quantile([value], k, weight.add_over_parts)) if k else -1.0
+def _restore_largest(run: Run, group: list[Weight], k: int, together: bool) -> None:
+    pruned = [
+        weight.local.abs().mul_(~mask_of(run, weight)) for weight in group
+    ]  # kept ones count as smallest
+    threshold = _kth(run, group, k, pruned, together)
+    for weight, magnitude in zip(group, pruned, strict=True):
+        mask_of(run, weight).logical_or_(magnitude > threshold)
+
+
+def _kth(run: Run, group: list[Weight], k: int, values: list[Tensor], together: bool) -> float:
+    """The k-th smallest value over the whole mesh, or over the parts of the one weight in ``group``."""
+    if together:
+        return float(run.kth_magnitude(group, k, values))
+    return float(exact_quantile(values, k, group[0].add_over_parts))
 
 
 def _paper_threshold(weight: Weight, rate: float) -> float:
