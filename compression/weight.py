@@ -56,7 +56,8 @@ class Weight:
     def drop_grad(self) -> None:
         """Forget the gradient (it is created anew by the next backward)."""
         self.parameter.grad = None
-        self.tensor.grad = None
+        if self.tensor is not self.parameter:
+            self.tensor.grad = None
 
     # ── reductions over exactly the ranks that hold the other parts
 
@@ -71,7 +72,9 @@ class Weight:
     def amax(self, x: Tensor, dims: Sequence[int] | None = None) -> Tensor:
         """Largest value of ``x`` over ``dims``, as `sum`; an empty part counts as minus infinity."""
         dims = tuple(range(x.ndim)) if dims is None else tuple(dims)
-        if x.numel():
+        if not dims:
+            part = x.clone()  # torch takes no dims for all of them
+        elif x.numel():
             part = x.amax(dim=dims, keepdim=True)
         else:
             shape = [1 if d in dims else size for d, size in enumerate(x.shape)]

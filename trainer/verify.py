@@ -15,17 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..parallel import Mesh, join
 from ..parallel.whole import gather
 from .assembly import Assembly
 from .config import RunConfig
 from .loop import Trainer
+from .start import on_mesh
 from .step import Steps
 
 OnRanks = Callable[..., list[Any]]
 """Runs a function of this module on N fresh local ranks (it comes from above: `launch`)."""
 
 _STEPS = 6  # optimizer steps of every phase: enough for masks, momentum and a schedule to show a difference
+_POINTS = ("begin", "end", "stop")  # settings that say when, as a share of the phase or as a step
 _LOSS, _NORM, _WEIGHTS, _MASKS = 1e-4, 1e-3, 1e-2, 1e-3
 
 
@@ -132,9 +133,7 @@ def run_trace(config: RunConfig, on_ranks: OnRanks, *, kill_at: int = 0) -> Trac
 def trace(config: dict[str, Any], kill_at: int, place: Any) -> None:
     """One rank of a traced run."""
     checked = RunConfig.model_validate(config)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with join(device, rank=place.rank, ranks=place.world, timeout=checked.parallel.timeout) as device:
-        mesh = Mesh.build(checked.parallel.degrees, device=device)
+    with on_mesh(checked, place) as mesh:
         Traced(checked, mesh=mesh, watch=place.watch, kill_at=kill_at).fit()
 
 
@@ -270,8 +269,21 @@ def _short(config: RunConfig, degrees: Mapping[str, int], microbatches: int, fol
     values["export"] = []
     for phase in values["phases"]:
         longest = phase["steps"] if phase["steps"] is not None else _STEPS
-        phase |= {"steps": min(longest, _STEPS), "epochs": None}
+        steps = min(longest, _STEPS)
+        phase |= {
+            "techniques": [_sooner(t, phase["steps"], steps) for t in phase["techniques"]],
+            "steps": steps,
+            "epochs": None,
+        }
     return RunConfig.model_validate(values)
+
+
+def _sooner(technique: dict[str, Any], steps: int | None, shortened: int) -> dict[str, Any]:
+    """A technique whose points in time, given as steps of the whole phase, lie within the shortened one."""
+    points = {key: value for key, value in technique.items() if key in _POINTS and type(value) is int}
+    share = shortened / steps if steps else 0.0
+    moved = {key: round(value * share) if steps else min(value, shortened) for key, value in points.items()}
+    return technique | moved
 
 
 def _microbatches(config: RunConfig, degrees: Mapping[str, int]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...errors import ConfigError
 from ..run import Run
 from ..technique import Check
 from ..weight import Weight
@@ -51,3 +52,12 @@ def rounded_share(run: Run, weights: Sequence[Weight], share: float) -> float:
     return float(run.total(weights, [torch.tensor(c, dtype=torch.float64) for c in counts])) / max(
         run.count(weights), 1
     )
+
+
+def refuse_beyond(run: Run, setting: str, when: float | int) -> None:
+    """raises: ConfigError where ``when`` lies behind the last step of the phase, so that it never comes."""
+    if run.at(when) > run.steps:
+        raise ConfigError(
+            f"{setting}={when}: given a point after the phase's last step, {run.steps}; want a step up to that, or "
+            "a fraction of the phase such as 0.75"
+        )

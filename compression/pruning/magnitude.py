@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ..matching import matching_names
 from ..quantile import exact_quantile
 from ..ramp import Ramp, ramped
 from ..run import Run
 from ..technique import Check, Record, Technique
 from ..weight import Weight
-from ._mask import hold, hold_gradient, mask_of, rounded_share, sparsity_check
+from ._mask import hold, hold_gradient, mask_of, refuse_beyond, rounded_share, sparsity_check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,20 @@ class Magnitude(Technique):
         if self.every < 1:
             raise ValueError(f"every={self.every}: want 1 step or more")
 
+    def before_step(self, run: Run) -> None:
+        """Before anything moves: a ramp that the phase is too short for would never deliver.
+
+        raises: ConfigError naming the setting.
+        """
+        if run.step == 1 and self.ramp == "one_shot":
+            refuse_beyond(run, "pruning.magnitude.begin", self.begin)
+        elif run.step == 1:
+            refuse_beyond(run, "pruning.magnitude.end", self.end)
+            if run.at(self.begin) > run.at(self.end):
+                raise ConfigError(
+                    f"pruning.magnitude.begin={self.begin} lies after end={self.end}; want it before"
+                )
+
     def after_backward(self, run: Run) -> None:
         """Take masked gradients out of the step."""
         if self._begun(run):
@@ -78,11 +93,13 @@ class Magnitude(Technique):
                 hold(weight, mask_of(run, weight))
 
     def checks(self, run: Run) -> list[Check]:
-        """Zeros against the share that the last renewed mask was made for."""
+        """Zeros against the share that the last renewed mask was made for; at the end against the whole of it."""
         weights = self._weights(run)
+        over = run.step >= run.steps
         if self.scope != "per_layer":
-            return [sparsity_check(run, weights, run.memory.get("sparsity", 0.0))]
-        requested = run.memory.get("progress", 0.0)
+            final = _rounded(run, weights, self.sparsity, self.scope) if over else 0.0  # pyright: ignore[reportArgumentType]
+            return [sparsity_check(run, weights, max(run.memory.get("sparsity", 0.0), final))]
+        requested = 1.0 if over else run.memory.get("progress", 0.0)
         return [
             sparsity_check(run, run.weights(glob), share * requested)
             for glob, share in self._shares().items()
@@ -132,6 +149,14 @@ class Magnitude(Technique):
         else:
             for glob, share in self._shares().items():
                 _prune_together(run, run.weights(glob), share * progress)
+
+
+def _rounded(run: Run, weights: list[Weight], share: float, scope: str) -> float:
+    """``share`` in whole weights, as the scope rounds it. Collective."""
+    if scope == "uniform":
+        return rounded_share(run, weights, share)
+    count = run.count(weights)
+    return round(share * count) / max(count, 1)
 
 
 def _prune_together(run: Run, weights: list[Weight], share: float) -> float:
