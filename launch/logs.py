@@ -2,6 +2,7 @@
 
 import re
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -56,15 +57,19 @@ class Tee:
         """Writes to both; the log waits for the end of the line."""
         written = self._terminal.write(text)
         *done, self._line = (self._line + text).split("\n")
-        for line in done:
-            self._log.write(_visible(line) + "\n")
+        with suppress(
+            OSError
+        ):  # a full disk: what to do about it is said where it matters, at the checkpoint
+            for line in done:
+                self._log.write(_visible(line) + "\n")
         self._line = self._line[-_LONGEST:]
         return written
 
     def flush(self) -> None:
         """Flushes both; a line that has not ended yet stays out of the log."""
         self._terminal.flush()
-        self._log.flush()
+        with suppress(OSError):
+            self._log.flush()
 
     def close_line(self) -> None:
         """Writes what is left of an unfinished line; called once at the end."""

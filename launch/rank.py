@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -64,7 +65,8 @@ def run_rank(
     except BaseException as error:
         code = _end_badly(error, place, watch, log)
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(OSError):
+            stream.flush()
         if isinstance(stream, Tee):
             stream.close_line()
     if code and place.world > 1:
@@ -81,8 +83,9 @@ def _end_badly(error: BaseException, place: Place, watch: Watch, log: TextIO | N
     text = "".join(traceback.format_exception(error))
     expected = isinstance(error, ForgepressError)
     if log:
-        log.write(f"error: {error}\n" if expected and not debug else text)
-        log.flush()
+        with suppress(OSError):  # a full disk may be the very error
+            log.write(f"error: {error}\n" if expected and not debug else text)
+            log.flush()
     if code not in (0, 75):
         watch.failed(error)  # under torchrun this waits until the verdict is spoken
     if code == 75 and place.rank == 0:
@@ -101,7 +104,8 @@ def _start_log(place: Place, run_folder: Path | None) -> TextIO | None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     else:
         tee_output(log)
-    log.write(heading(place.rank, place.world, place.host, os.getpid()))
+    with suppress(OSError):
+        log.write(heading(place.rank, place.world, place.host, os.getpid()))
     dump_stacks_on_signal(log)
     return log
 

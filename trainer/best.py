@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,6 +40,8 @@ def better(
             f"evaluate.best.metric={name!r} is not among the metrics {', '.join(metrics)}; name one of them"
         )
     value = metrics[name]
+    if math.isnan(value):
+        return None  # and were it kept, nothing could ever be better
     found = Best(phase=phase, metric=name, value=value, step=step)
     if now is None or now.phase != phase:
         return found

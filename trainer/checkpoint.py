@@ -44,7 +44,7 @@ class Checkpoints:
         self._mesh = mesh
         self._keep = keep
         # The writing thread needs a group of its own: its collectives must not meet those of training.
-        self._group = dist.new_group(backend="gloo") if mesh.world > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if mesh.world > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._pending: tuple[int, Future[None]] | None = None
 
@@ -92,7 +92,7 @@ class Checkpoints:
                 )
             if self._mesh.rank == 0:
                 files.commit(temporary, self.folder / f"step-{step}", state)
-                files.tidy(self.folder, keep=self._keep, spare=[] if best is None else [best])
+                files.tidy(self.folder, step, keep=self._keep, spare=[] if best is None else [best])
         except BaseException:
             if self._mesh.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -108,7 +108,7 @@ class Checkpoints:
             )
             raise CheckpointError(
                 f"checkpoint step-{step} in {self.folder} could not be written: {_root_cause(error)}; {rest}. "
-                "Free space there or set checkpoint.folder to another disk, and start the run again: it resumes"
+                "Free space there and start the run again: it goes on from the newest whole one"
             ) from error
 
     # ── and back

@@ -46,7 +46,7 @@ def damage(folder: Path) -> str | None:
             if checksum(path) != crc:
                 return f"{name} has other content than was written"
         json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{_MANIFEST} or state.json cannot be read ({error})"
     return None
 
@@ -59,11 +59,22 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
 
-def tidy(folder: Path, *, keep: int, spare: Iterable[int]) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the steps in ``spare``, and leftovers of broken saves."""
+def tidy(folder: Path, newest: int, *, keep: int, spare: Iterable[int]) -> None:
+    """Delete all but the ``keep`` checkpoints up to step ``newest`` and the steps in ``spare``.
+
+    Later steps than ``newest``, the one just committed, are damaged ones that a resumed run has passed over: counted
+    among those to keep, they would push out whole ones.
+    """
     steps = steps_in(folder)
-    for step in set(steps[:-keep]) - set(spare):
+    passed_over = [step for step in steps if step > newest]
+    old = [step for step in steps if step <= newest][:-keep]
+    for step in [*passed_over, *(set(old) - set(spare))]:
         shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what saves that were killed have left. Not while another process may be saving there."""
     for leftover in folder.glob(f"*{SAVING}"):
         shutil.rmtree(leftover, ignore_errors=True)
 

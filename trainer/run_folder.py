@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from ..errors import ConfigError
 from ..parallel import Mesh
+from .checkpoint_files import sweep
 from .config import RunConfig
 
 
@@ -53,6 +54,7 @@ def _prepare(folder: Path, fresh: bool) -> None:
         for name in ("metrics.jsonl", "summary.json", "plan.json", "report.html"):
             (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder / "checkpoints")
     probe = folder / ".writable"
     probe.write_text("")
     probe.unlink()

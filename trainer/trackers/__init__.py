@@ -34,7 +34,7 @@ class Trackers:
         """Gives `values` (with "step", "kind" and "phase") to every tracker.
 
         A dashboard that fails is reported once and left out from then on; metrics.jsonl may not fail, because
-        everything else can be rebuilt from it. raises: OSError where metrics.jsonl cannot be written.
+        everything else can be rebuilt from it. raises: CheckpointError where metrics.jsonl cannot be written.
         """
         for name, tracker in list(self._trackers.items()):
             try:

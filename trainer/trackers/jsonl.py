@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...errors import CheckpointError
 from ..jsonable import plain
 
 
@@ -27,8 +28,15 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8", buffering=1)  # each line reaches the file at once
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Writes one line. cost: waits for tensors among the values."""
-        self._file.write(json.dumps(plain(values), allow_nan=False, ensure_ascii=False) + "\n")
+        """Writes one line. raises: CheckpointError where the disk is full. cost: waits for tensors among the values."""
+        line = json.dumps(plain(values), allow_nan=False, ensure_ascii=False) + "\n"
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written ({error.strerror or error}); free space there and start the run "
+                "again: it goes on from its newest checkpoint"
+            ) from error
 
     def close(self) -> None:
         """Closes the file; calling it twice is harmless."""
