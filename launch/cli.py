@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         from .rank import die_with_parent
 
         die_with_parent()
+    # Last on the path: a config's "package.module:function" may lie here, but nothing here hides a library.
+    sys.path.append(os.getcwd())
     try:
         app(args=arguments, prog_name="forgepress")
     except SystemExit as end:
@@ -110,9 +112,9 @@ def train(
     from .rank import run_rank
 
     def work(placed: Any) -> None:
-        from ..trainer import loop
+        from ..trainer.start import train as train_here
 
-        loop.train(config, fresh=fresh, place=placed)
+        train_here(config, fresh=fresh, place=placed)
 
     return run_rank(work, place, run_folder=config.run_folder, timeout=config.parallel.timeout)
 

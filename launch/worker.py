@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,7 @@ def _load_file(path: str) -> Any:
 def main(arguments: list[str]) -> int:
     """Runs the function named on the command line as the rank that the environment describes; the exit code."""
     die_with_parent()
+    sys.path.append(os.getcwd())  # as the command line does: an own technique or factory may lie here
     name, job_file = arguments
     job = json.loads(Path(job_file).read_text())
     try:

@@ -6,12 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from ..compression import Check
 from ..dataloading import Batch
-from ..errors import CheckpointError, ConfigError, Preempted
-from ..parallel import Mesh, join
+from ..errors import CheckpointError, Preempted
+from ..parallel import Mesh
 from .assembly import Assembly, assemble
 from .best import Best, better
 from .boundary import finalize, next_phase
@@ -26,6 +24,7 @@ from .models import build_model
 from .precision import LossScaler
 from .preflight import refuse
 from .run_folder import claim, keep_config
+from .same_run import bound_to_phase, refuse_another_run
 from .step import Steps
 
 _EXPECT_EFFECT_AFTER = 3  # steps after which a technique must show that it acts
@@ -53,6 +52,7 @@ class Trainer:
         self.results: list[dict[str, Any]] = []  # one line for every finished phase
         self.checks: dict[str, list[Check]] = {}
         self._best: Best | None = None
+        self._saved = (-1, -1)  # step and number of finished phases of the last save
         self._beat = watch.beat if watch is not None else _nobody
         self._seconds_before = 0.0  # of the sessions before this one
         self._started = time.perf_counter()
@@ -85,13 +85,17 @@ class Trainer:
         )
         self.interrupts = Interrupts(mesh)
         self._started = time.perf_counter()
+        finished = False
         try:
             if saved is not None:
+                self.logbook.final_loss = saved.state["final_loss"]
                 self.logbook.say(f"resumed from step {self.step} ({saved.folder})")
             self._phases(self.data.train.stream())
-            return self._deliver()
+            summary = self._deliver()
+            finished = True
+            return summary
         finally:
-            self._close()
+            self._close(finished)
 
     def _phases(self, stream: Iterator[Batch]) -> None:
         while True:
@@ -183,7 +187,7 @@ class Trainer:
                 )
             self.assembly = self._assemble(0, [])
             return None
-        self._check_same_run(saved)
+        refuse_another_run(self.config, saved, self._spec())
         state = saved.state
         self.step, self.phase_index = saved.step, state["phase"]
         self.assembly = self._assemble(self.phase_index, state["plan"])
@@ -198,22 +202,6 @@ class Trainer:
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         return saved
-
-    def _check_same_run(self, saved: Saved) -> None:
-        here, there = self._spec(), saved.state["model"]
-        if here != there:
-            given, held = _differing(here, there)
-            raise ConfigError(
-                f"model: {given} given, but the checkpoint {saved.folder} holds {held}; "
-                "take another name for this run, or start it over with --fresh"
-            )
-        names = [phase.name for phase in self.config.phases]
-        index, name = saved.state["phase"], saved.state["phase_name"]
-        if index >= len(names) or names[index] != name:
-            raise ConfigError(
-                f"phases: {', '.join(names)} given, but {saved.folder} was saved in phase number {index + 1}, "
-                f"{name!r}; keep the phases that have begun, take another name for this run, or start it over with --fresh"
-            )
 
     def _spec(self) -> dict[str, Any]:
         """The model as first built, fully resolved."""
@@ -258,12 +246,18 @@ class Trainer:
         return metrics
 
     def _save(self) -> None:
+        ended = len(self.results)
+        if self._saved == (self.step, ended):
+            return  # nothing has moved: writing it again would only put the one that is there at risk
+        self._saved = (self.step, ended)
         self._beat(self.step, "checkpoint", _SLOW_WORK)
         began = time.perf_counter()
         self.checks = self.assembly.chain.demand()
         state = {
             "phase": self.phase_index,
             "phase_name": self.assembly.phase.name,
+            "begun": bound_to_phase(self.config, self.phase_index),
+            "final_loss": self.logbook.final_loss,
             "model": self._spec(),
             "plan": self.assembly.plan,
             "data": self.data.train.state_dict(),
@@ -287,30 +281,15 @@ class Trainer:
         """Share of this session's time that went into waiting for data."""
         return self.data.train.wait_seconds / max(time.perf_counter() - self._started, 1e-9)
 
-    def _close(self) -> None:
+    def _close(self, finished: bool) -> None:
         self.interrupts.close()
         self.logbook.close()
         self.data.close()
-        self.checkpoints.close()
-
-
-def train(config: RunConfig, *, fresh: bool = False, place: Any = None) -> None:
-    """Train in this process as one rank of what was launched (``place``: its ``watch`` is told the progress)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rank, world = (place.rank, place.world) if place is not None else (0, 1)
-    slurm = world > 1 and place.launched_by == "slurm"
-    meeting = f"tcp://{place.store_address}:{place.store_port}" if slurm else None
-    with join(device, rank=rank, ranks=world, meeting=meeting, timeout=config.parallel.timeout) as device:
-        mesh = Mesh.build(config.parallel.degrees, device=device)
-        Trainer(config, mesh=mesh, fresh=fresh, watch=getattr(place, "watch", None)).fit()
-
-
-def _differing(here: dict[str, Any], there: dict[str, Any]) -> tuple[str, str]:
-    """What differs between two models' specs, as text for a person; two kinds of model differ by name."""
-    keys = [k for k in {**here, **there} if here.get(k) != there.get(k)]
-    if "name" in keys:
-        keys = ["name"]
-    return tuple(", ".join(f"{k}: {spec.get(k)}" for k in keys) for spec in (here, there))  # pyright: ignore[reportReturnType]
+        try:
+            self.checkpoints.close()
+        except CheckpointError:
+            if finished:
+                raise  # else it is most likely the consequence of what ends the run, and must not hide it
 
 
 def _due(every: int, step: int) -> bool:
