@@ -14,13 +14,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..errors import CheckpointError
 from ..parallel import Mesh
 from . import checkpoint_files as files
 from .assembly import Assembly, make_state
+from .checkpoint_reader import SafeReader
 
 Tensors = dict[str, Tensor]
 
@@ -140,7 +141,7 @@ class Checkpoints:
 
         raises: CheckpointError where model or techniques are not those of the checkpoint.
         """
-        reader = FileSystemReader(saved.folder)
+        reader = SafeReader(saved.folder)
         known = reader.read_metadata().state_dict_metadata
         moments, counts = make_state(
             assembly, [key.removeprefix("optimizer/") for key in known if key.startswith("optimizer/")]
