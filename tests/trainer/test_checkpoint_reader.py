@@ -43,5 +43,5 @@ def test_runs_nothing_that_the_index_names(tmp_path: Path) -> None:
 
 def test_a_cut_index_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(b"\x80\x04\x95")
-    with pytest.raises(CheckpointError, match=".metadata"):
+    with pytest.raises(CheckpointError, match=r"\.metadata"):
         SafeReader(tmp_path).read_metadata()
