@@ -12,7 +12,7 @@ from ..ramp import ramped
 from ..run import Run
 from ..technique import Check, Record, Technique
 from ..weight import Weight
-from ._mask import hold, mask_of, rounded_share, sparsity_check
+from ._mask import hold, mask_of, refuse_beyond, rounded_share, sparsity_check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,11 @@ class NetworkSurgery(Technique):
         if self.gamma < 0 or self.every < 1:
             raise ValueError(f"gamma={self.gamma}, every={self.every}: want gamma from 0 and every from 1")
 
+    def before_step(self, run: Run) -> None:
+        """Before anything moves: masks that never freeze would deliver another share. raises: ConfigError."""
+        if run.step == 1:
+            refuse_beyond(run, "pruning.network_surgery.stop", self.stop)
+
     def after_backward(self, run: Run) -> None:
         """Once the mask is frozen, pruned weights take no part in the step."""
         if run.memory.get("frozen"):
@@ -95,10 +100,10 @@ class NetworkSurgery(Technique):
                 weight.project(lambda local, mask=mask: local.mul_(mask))
 
     def checks(self, run: Run) -> list[Check]:
-        """When frozen: the target share. Before: the zeros that the masks stand for are in the model."""
+        """When frozen, and at the end: the target share. Before: the masks' own zeros are in the model."""
         weights = run.weights(self.match)
         count = max(run.count(weights), 1)
-        if run.memory.get("frozen") and self.sparsity is not None:
+        if (run.memory.get("frozen") or run.step >= run.steps) and self.sparsity is not None:
             by_layer = self.scope == "layer"
             wanted = (
                 rounded_share(run, weights, self.sparsity)
