@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 _REFRESH = 0.25  # seconds between two drawings of the bar
@@ -100,10 +100,9 @@ class Progress:
     def _open_bar(self) -> tuple[Bar, Any]:
         bar = Bar(
             TextColumn("{task.fields[phase]}", style="bold", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[shown]}", markup=False),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self._console,
@@ -118,7 +117,8 @@ class Progress:
         seconds = max(now - self._last_time, 1e-9)
         shown = [f"{name} {_number(_read(value))}" for name, value in values.items() if value is not None]
         if samples > self._last_samples:
-            shown.append(f"{_number((samples - self._last_samples) / seconds)} samples/s")
+            unit = "/s" if self._bar is not None else " samples/s"  # the bar must fit 80 columns
+            shown.append(f"{_number((samples - self._last_samples) / seconds)}{unit}")
         if wait_seconds > self._last_wait:
             shown.append(f"data wait {min(1.0, (wait_seconds - self._last_wait) / seconds):.0%}")
         self._step, self._last_time = step, now
