@@ -57,6 +57,7 @@ class Checkpoints:
         """
         self.wait()
         state = {**state, "step": step, "techniques": _merged(assembly, self._mesh)}
+        state = json.loads(json.dumps(state))  # a copy: training goes on changing it while the thread writes
         snapshot = _copy(tensors_of(assembly), self._mesh)
         if self._thread is None:
             self._guard(step, lambda: self._write(step, snapshot, state, best))
@@ -158,7 +159,11 @@ class Checkpoints:
                 "take another name for this run, or start it over with --fresh"
             )
         try:
-            dcp.load(wanted, storage_reader=reader, no_dist=self._group is None, process_group=self._group)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as for save: one process is what is meant
+                dcp.load(
+                    wanted, storage_reader=reader, no_dist=self._group is None, process_group=self._group
+                )
         except CheckpointException as error:
             raise CheckpointError(
                 f"{saved.folder} does not fit this run: {_root_cause(error)}; take another name for this run, "
@@ -221,5 +226,12 @@ def _root_cause(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         rank, failure = next(iter(error.failures.items()))
         inner = failure[0] if isinstance(failure, tuple) else failure
-        return f"rank {rank}: {str(inner).splitlines()[0]}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"rank {rank}: {_first_line(inner)}"
+    return _first_line(error)
+
+
+def _first_line(error: object) -> str:
+    text = str(error) or type(error).__name__
+    if "inline_container" in text:  # how torch's writer says that fewer bytes arrived than it wrote
+        return "the disk did not take all bytes (No space left on device, or a quota)"
+    return text.splitlines()[0]
