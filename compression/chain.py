@@ -38,6 +38,7 @@ class Chain:
         self.techniques = list(techniques)
         self.run = run
         self._scopes = [f"{i}.{name_of(type(t))}" for i, t in enumerate(self.techniques)]
+        self._divided = [w for w in run.all_weights if w.tensor is not w.parameter]
         # A call that a technique does not define must cost nothing in every step.
         self._calls = {
             call: [
@@ -63,21 +64,23 @@ class Chain:
 
     def after_backward(self) -> None:
         """Gradients of the global batch are there: penalties go in, masked ones go out."""
-        for weight in self.run.all_weights:
+        for weight in self._divided:
             weight.take_grad()
-        with torch.no_grad():
-            self._each("after_backward")
+        if self._calls["after_backward"]:
+            with torch.no_grad():
+                self._each("after_backward")
 
     def before_update(self) -> None:
         """Dense values go back into place, so that the optimizer moves them and not the working ones."""
-        with torch.no_grad():
-            for weight in self.run.all_weights:
+        for weight in self.run.all_weights:
+            if weight.projected:
                 weight.restore_dense()
 
     def after_step(self) -> None:
         """Weights have moved: masks are renewed and working values written."""
-        with torch.no_grad():
-            self._each("after_step")
+        if self._calls["after_step"]:
+            with torch.no_grad():
+                self._each("after_step")
 
     def _each(self, call: str) -> None:
         for scope, function in self._calls[call]:

@@ -21,6 +21,7 @@ _GROUP_BYTES = (
     64 << 10
 )  # batches are read together up to this size (calls cost more than copies below it), ...
 _GROUP = 8  # ... but no more than so many
+_PLANNED = 64  # batches whose row numbers are worked out at one go: next to a step Python runs on cold caches
 _IN_STEP_BYTES = (
     4 << 20
 )  # a resident source's batch up to this size is copied in the step: a thread costs more
@@ -195,8 +196,8 @@ class Loader:
 
     def _start(self) -> None:
         size = min(max(_GROUP_BYTES // max(self._row_bytes(), 1), 1), _GROUP, self._plan.batches)
-        groups = self._plan.groups(self._epoch, self._consumed, size)
-        self._groups = _read(self._source, groups, self._device)
+        planned = self._plan.groups(self._epoch, self._consumed, max(_PLANNED // size, 1) * size)
+        self._groups = _read(self._source, planned, size, self._device)
         if self.threaded:
             self._prefetcher = Prefetcher(self._groups, depth=self._depth)
             # Also called when the loader is dropped or the interpreter ends.
@@ -208,9 +209,11 @@ class Loader:
         return row * len(self._plan.part(self._plan.batch).positions)
 
 
-def _read(source: Source, groups: Iterator[Group], device: torch.device | None) -> Iterator[list[Batch]]:
-    """The batches of each group from one gather; a function, so that the thread holds no loader."""
-    for group in groups:
+def _read(
+    source: Source, planned: Iterator[Group], size: int, device: torch.device | None
+) -> Iterator[list[Batch]]:
+    """Up to ``size`` batches at a time from one gather; a function, so that the thread holds no loader."""
+    for group in (piece for plan in planned for piece in plan.pieces(size)):
         single = len(group.rows) == 1
         gathered = staged(source.gather(group.rows[0] if single else np.concatenate(group.rows)), device)
         if single:

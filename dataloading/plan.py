@@ -74,10 +74,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Consecutive batches of one epoch that are read together."""
+    """Consecutive batches of one epoch that are worked out or read together."""
 
     epoch: int
     index: int  # of the first batch
     real: list[int]  # real rows of each global batch
     parts: list[Part]
     rows: list[np.ndarray]  # row numbers of this rank, for each batch
+
+    def pieces(self, size: int) -> Iterator["Group"]:
+        """The same batches as groups of up to `size`."""
+        for at in range(0, len(self.real), size):
+            cut = slice(at, at + size)
+            yield Group(self.epoch, self.index + at, self.real[cut], self.parts[cut], self.rows[cut])

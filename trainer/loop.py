@@ -21,7 +21,7 @@ from .evaluation import evaluate
 from .interrupts import Interrupts
 from .logbook import Logbook
 from .models import build_model
-from .precision import LossScaler
+from .precision import LossScaler, tiny_as_zero
 from .preflight import refuse
 from .run_folder import claim, keep_config
 from .same_run import bound_to_phase, refuse_another_run
@@ -90,7 +90,8 @@ class Trainer:
             if saved is not None:
                 self.logbook.final_loss = saved.state["final_loss"]
                 self.logbook.say(f"resumed from step {self.step} ({saved.folder})")
-            self._phases(self.data.train.stream())
+            with tiny_as_zero():
+                self._phases(self.data.train.stream())
             summary = self._deliver()
             finished = True
             return summary

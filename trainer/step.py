@@ -13,11 +13,12 @@ from ..dataloading import Batch
 from ..errors import DivergenceError
 from ..parallel import DATA_AXES, Mesh
 from .assembly import Assembly
-from .config import PhaseConfig, RunConfig
+from .config import RunConfig
 from .gradients import blame, clip, diverged, global_norm
 from .precision import LossScaler
 from .randomness import StepSeeds
 from .schedules import factor
+from .update import update_of
 
 _SKIPS_IN_A_ROW = 50  # after that many steps left out, training is broken and not just unlucky
 
@@ -36,6 +37,7 @@ class Steps:
         self.skipped = 0
         self._mesh = mesh
         self._seeds = StepSeeds(config.seed, mesh, numpy_too=not _built_in(config))
+        self._update = update_of(assembly.optimizer)
         self._items = 1.0
         self._skipped_in_a_row = 0
 
@@ -60,7 +62,7 @@ class Steps:
         where(global_step, "optimizer")
         self.chain.before_update()
         if finite:
-            self.assembly.optimizer.step()
+            self._update()
         self.chain.after_step()
         for weight in self.assembly.weights:
             weight.drop_grad()

@@ -76,9 +76,9 @@ class _CrossEntropy:
 
     def loss_sum(self, outputs: Any, columns: Columns, valid: Tensor | None) -> Tensor:
         aligned, targets = self._aligned(logits_of(outputs), columns, valid)
-        return F.cross_entropy(
-            aligned.flatten(0, -2).float(), targets.flatten(), ignore_index=self.ignored, reduction="sum"
-        )
+        if aligned.ndim != 2:
+            aligned, targets = aligned.flatten(0, -2), targets.flatten()
+        return F.cross_entropy(aligned.float(), targets, ignore_index=self.ignored, reduction="sum")
 
     def count(self, columns: Columns, valid: Tensor | None) -> Tensor:
         return self._targets(columns, valid).ne(self.ignored).sum()
@@ -173,6 +173,8 @@ def logits_of(outputs: Any) -> Tensor:
 
     raises: ConfigError where there are none.
     """
+    if isinstance(outputs, Tensor):
+        return outputs
     found = getattr(outputs, "logits", outputs)
     if isinstance(found, tuple | list) and found:
         found = found[0]

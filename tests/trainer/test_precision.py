@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from forgepress.errors import ConfigError, DivergenceError
-from forgepress.trainer.precision import LossScaler, autocast
+from forgepress.trainer.precision import LossScaler, autocast, tiny_as_zero
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,12 @@ def test_overflow_at_the_smallest_factor_stops_the_run():
 def test_settings_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="backoff=1"):
         LossScaler(backoff=1.0)
+
+
+def test_numbers_too_small_for_float32_are_zero_inside_the_block_and_not_after():
+    tiny = torch.full((64,), 1e-40)
+    with tiny_as_zero():
+        with tiny_as_zero():
+            assert (tiny * 1.0 == 0.0).all()
+        assert (tiny * 1.0 == 0.0).all()  # the inner block gives back what it found
+    assert (tiny * 1.0 != 0.0).all()
