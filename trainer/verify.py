@@ -7,12 +7,11 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..parallel.whole import gather
@@ -21,45 +20,13 @@ from .config import RunConfig
 from .loop import Trainer
 from .start import on_mesh
 from .step import Steps
+from .traces import LIMITS, SQUARES, Difference, Trace, compare, read_trace
 
 OnRanks = Callable[..., list[Any]]
 """Runs a function of this module on N fresh local ranks (it comes from above: `launch`)."""
 
 _STEPS = 6  # optimizer steps of every phase: enough for masks, momentum and a schedule to show a difference
 _POINTS = ("begin", "end", "stop")  # settings that say when, as a share of the phase or as a step
-_LOSS, _NORM, _WEIGHTS, _MASKS = 1e-4, 1e-3, 1e-2, 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trace:
-    """What one proof run left: step → (loss, gradient norm), and the whole model and techniques' state at its end."""
-
-    steps: dict[int, tuple[float, float]]
-    tensors: dict[str, Tensor]
-    start: dict[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Largest differences between two traces; relative ones, but for masks (share of bits that differ)."""
-
-    loss: float
-    gradient_norm: float
-    weights: float
-    """Norm of the difference against the norm of how far the reference has moved."""
-    masks: float
-
-    def within(self, *, exact: bool = False) -> bool:
-        """Whether the runs count as one: bit for bit, or within what float32 sums in another order give."""
-        if exact:
-            return max(self.loss, self.gradient_norm, self.weights, self.masks) == 0.0
-        limits = (
-            (self.loss, _LOSS),
-            (self.gradient_norm, _NORM),
-            (self.weights, _WEIGHTS),
-            (self.masks, _MASKS),
-        )
-        return all(value <= limit for value, limit in limits)
 
 
 def parity(config: RunConfig, meshes: Sequence[Mapping[str, int]], on_ranks: OnRanks) -> tuple[bool, str]:
@@ -173,6 +140,8 @@ class Traced(Trainer):
         tensors: dict[str, Tensor] = {f"model/{n}": p for n, p in self.assembly.engine.parameters().items()}
         tensors |= {f"buffer/{n}": b for n, b in self.assembly.engine.buffers().items()}
         tensors |= {f"chain/{key}": w.wrap(t) for key, (w, t) in self.assembly.chain.tensors().items()}
+        moments = self.assembly.moments().items()
+        tensors |= {f"{SQUARES}{w.name}": w.wrap(t) for key, (w, t) in moments if key.endswith("/exp_avg_sq")}
         self._dump(f"end-{self.phase_index}", tensors)
 
     def _dump(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -185,58 +154,6 @@ class Traced(Trainer):
     def _deliver(self) -> dict[str, Any]:
         self.checkpoints.wait()
         return {}
-
-
-def read_trace(folder: Path) -> Trace:
-    """What a traced run wrote; of a step that was done twice (after a kill) the last time counts."""
-    lines = (folder / "trace.jsonl").read_text().splitlines() if (folder / "trace.jsonl").exists() else []
-    steps = {step: (loss, norm) for step, loss, norm in map(json.loads, lines)}
-    tensors = {
-        f"{file.stem}/{name}": tensor
-        for file in sorted(folder.glob("end-*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
-    start = load_file(folder / "start.safetensors") if (folder / "start.safetensors").exists() else {}
-    return Trace(steps=steps, tensors=tensors, start=start)
-
-
-def compare(reference: Trace, other: Trace) -> Difference:
-    """Largest differences; infinite where one trace has a step, a tensor or a shape that the other has not."""
-    if reference.steps.keys() != other.steps.keys() or _shapes(reference) != _shapes(other):
-        return Difference(
-            loss=float("inf"), gradient_norm=float("inf"), weights=float("inf"), masks=float("inf")
-        )
-    pairs = [(reference.steps[s], other.steps[s]) for s in reference.steps]
-    floats = [k for k, t in reference.tensors.items() if t.is_floating_point()]
-    bits = [k for k, t in reference.tensors.items() if t.dtype == torch.bool]
-    return Difference(
-        loss=max((_relative(a[0], b[0]) for a, b in pairs), default=0.0),
-        gradient_norm=max((_relative(a[1], b[1]) for a, b in pairs), default=0.0),
-        weights=max((_moved(reference, other, key) for key in floats), default=0.0),
-        masks=_differing_bits(reference, other, bits),
-    )
-
-
-def _shapes(trace: Trace) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in trace.tensors.items()}
-
-
-def _relative(reference: float, value: float) -> float:
-    return abs(value - reference) / max(abs(reference), 1e-6)
-
-
-def _moved(reference: Trace, other: Trace, key: str) -> float:
-    """‖difference‖ / ‖reference − start‖ of one tensor (against its own norm where it has no start)."""
-    here, there = reference.tensors[key].double(), other.tensors[key].double()
-    start = reference.start.get(key.split("/", 2)[2])
-    # a phase may have removed parts of it since
-    away = here - start.double() if start is not None and start.shape == here.shape else here
-    return float((there - here).norm() / away.norm().clamp_min(1e-9))
-
-
-def _differing_bits(reference: Trace, other: Trace, keys: Sequence[str]) -> float:
-    differing = sum(int((reference.tensors[k] != other.tensors[k]).sum()) for k in keys)
-    return differing / max(sum(reference.tensors[k].numel() for k in keys), 1)
 
 
 def _without_dropout(parts: Sequence[nn.Module]) -> None:
@@ -300,13 +217,17 @@ def _table(title: str, rows: Sequence[tuple[str, Difference, bool]]) -> str:
     from rich.table import Table
 
     table = Table(title=f"{title}: largest differences", title_justify="left")
-    for column in ("mesh", "loss", "gradient norm", "weights", "masks", "verdict"):
+    for column in ("mesh", *LIMITS, "verdict"):
         table.add_column(column, justify="left" if column in ("mesh", "verdict") else "right")
     for name, d, holds in rows:
-        numbers = [f"{v:.1e}" if v else "0" for v in (d.loss, d.gradient_norm, d.weights, d.masks)]
+        numbers = [f"{v:.1e}" if v else "0" for v in d.values.values()]
         table.add_row(name, *numbers, "pass" if holds else "FAIL")
     console = Console(width=110, force_terminal=False)
     with console.capture() as captured:
         console.print(table)
-    limits = f"relative; pass up to {_LOSS:g} loss, {_NORM:g} gradient norm, {_WEIGHTS:g} weights, {_MASKS:g} masks"
-    return captured.get() + limits
+    noise = sorted({name for _, difference, _ in rows for name in difference.noise})
+    left_out = (
+        f"\nnot among the weights, without a gradient beyond rounding: {', '.join(noise)}" if noise else ""
+    )
+    limits = "relative; pass up to " + ", ".join(f"{limit:g} {name}" for name, limit in LIMITS.items())
+    return captured.get() + limits + left_out

@@ -15,7 +15,7 @@ from forgepress.trainer.config import RunConfig
 from forgepress.trainer.step import Steps
 from forgepress.trainer.verify import Trace, Traced, compare, read_trace
 
-from tests.ranks import run_on_ranks
+from forgepress.tests.ranks import run_on_ranks
 
 MESHES: dict[str, dict[str, int]] = {
     "replicate=2": {"replicate": 2},
