@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,20 @@ def config_of(folder: Path, degrees: dict[str, int], **values: Any) -> RunConfig
     return RunConfig.model_validate(everything)
 
 
+def torchvision_operators() -> None:
+    """A torchvision built for CUDA fails on a CPU torch unless its operators are declared. For worker processes."""
+    torch = import_module("torch")  # not a global: cloudpickle would take torch.ops along with this function
+    if hasattr(torch.ops.torchvision, "nms"):
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    torch.library._kept_by_the_tests = library  # the operators live as long as it does
+
+
 def session(values: dict[str, Any], stop_at: int) -> None:
     """One rank of a run."""
+    torchvision_operators()
     config = RunConfig.model_validate(values)
     trainer = Watched(config, mesh=Mesh.build(config.parallel.degrees))
     trainer.stop_at = stop_at
