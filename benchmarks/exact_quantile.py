@@ -1,4 +1,4 @@
-"""Is the exact quantile over all ranks faster than gathering everything for torch.kthvalue, and what memory does it take?
+"""Is the exact quantile over all ranks faster than gathering all for torch.kthvalue, and what memory does it take?
 
 100 million float32 values, half of them on each of two gloo ranks with one thread; the 95 % quantile of magnitudes.
 The two take turns; both give the same bits, which is checked. The gathering side is given its gather into a buffer
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
 from forgepress.benchmarks import _result
 from forgepress.benchmarks._turns import ratios, spread
 from forgepress.compression.quantile import exact_quantile
