@@ -24,6 +24,8 @@ from .assembly import Assembly, make_state
 from .checkpoint_reader import SafeReader
 
 Tensors = dict[str, Tensor]
+FORMAT = 1
+"""Of what a checkpoint holds; another number is another version's checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class Checkpoints:
         raises: CheckpointError for this or (asynchronous) the previous save; earlier checkpoints stay whole.
         """
         self.wait()
-        state = {**state, "step": step, "techniques": _merged(assembly, self._mesh)}
+        state = {**state, "format": FORMAT, "step": step, "techniques": _merged(assembly, self._mesh)}
         state = json.loads(json.dumps(state))  # a copy: training goes on changing it while the thread writes
         snapshot = _copy(tensors_of(assembly), self._mesh)
         if self._thread is None:
@@ -125,8 +127,7 @@ class Checkpoints:
         step, notes = found
         if step is None:
             return None, notes
-        folder = self.folder / f"step-{step}"
-        return Saved(folder=folder, step=step, state=json.loads((folder / "state.json").read_text())), notes
+        return open_saved(self.folder / f"step-{step}"), notes
 
     def _search(self) -> list[Any]:
         notes: list[str] = []
@@ -170,6 +171,17 @@ class Checkpoints:
                 "or start it over with --fresh"
             ) from error
         assembly.chain.load(saved.state["techniques"], {k: t for k, (_, t) in chain.items()})
+
+
+def open_saved(folder: Path) -> Saved:
+    """A whole checkpoint by its folder. raises: CheckpointError where another version of Forgepress wrote it."""
+    state = json.loads((folder / "state.json").read_text())
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder} was written by another version of Forgepress (format {state.get('format')}, want {FORMAT}); "
+            "go on with that version, take another name for this run, or start it over with --fresh"
+        )
+    return Saved(folder=folder, step=state["step"], state=state)
 
 
 def tensors_of(assembly: Assembly) -> Tensors:

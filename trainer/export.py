@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ..parallel import Mesh
 from ..parallel.whole import gather
 from .assembly import assemble, whole_model
 from .boundary import finalize
-from .checkpoint import Checkpoints, Saved
+from .checkpoint import Checkpoints, Saved, open_saved
 from .checkpoint_files import damage
 from .config import RunConfig
 from .data import open_data
@@ -77,5 +76,4 @@ def _one(folder: Path) -> Saved:
     trouble = damage(folder)
     if trouble is not None:
         raise CheckpointError(f"checkpoint {folder} is damaged ({trouble}); take another one, or train again")
-    state = json.loads((folder / "state.json").read_text())
-    return Saved(folder=folder, step=state["step"], state=state)
+    return open_saved(folder)
