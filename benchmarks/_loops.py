@@ -4,6 +4,7 @@ LeNet-300-100, Adam (torch's fused kernel everywhere), global batch 128, the los
 """
 
 import logging
+import os
 import time
 import warnings
 from pathlib import Path
@@ -198,10 +199,10 @@ def accelerate(turns: Turns) -> None:
 
 def lightning(turns: Turns) -> None:
     """PyTorch Lightning: its Trainer with a CSV logger, without progress bar, checkpoints and summary."""
+    _quiet()
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import CSVLogger
 
-    _quiet()
     _join_by_environment(turns)
 
     class Module(pl.LightningModule):
@@ -247,10 +248,10 @@ class _Rows(Dataset[dict[str, Tensor]]):
 
 def transformers(turns: Turns) -> None:
     """Hugging Face's Trainer without clipping and saving (its AdamW with no decay is Adam)."""
+    _quiet()
     from transformers import Trainer as Theirs
     from transformers import TrainingArguments
 
-    _quiet()
     _join_by_environment(turns)
 
     class Model(nn.Module):
@@ -283,8 +284,6 @@ def transformers(turns: Turns) -> None:
 
 def _join_by_environment(turns: Turns) -> None:
     """The variables of torchrun, from which these libraries learn where they stand. Nothing for one process."""
-    import os
-
     if turns.ranks == 1:
         return
     port = Path(turns.folder, "port")
@@ -302,7 +301,16 @@ def _join_by_environment(turns: Turns) -> None:
     os.environ.setdefault("TORCHELASTIC_RUN_ID", "benchmark")
 
 
+_KEPT: list[Any] = []  # declarations last as long as the object that made them
+
+
 def _quiet() -> None:
+    """No notices; and a torchvision that was built for CUDA must not keep these libraries from being imported."""
     warnings.filterwarnings("ignore")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        if torch.version.cuda is None and not hasattr(torch.ops.torchvision, operator):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT.append(library)
     for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)

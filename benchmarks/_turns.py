@@ -79,7 +79,7 @@ def take_turns(
                     target=_be, args=(peer, {**place, "folder": folder, "steps": steps, "pipe": theirs})
                 )
                 process.start()
-                stack.callback(process.join)
+                stack.callback(_end, process)
                 theirs.close()
                 running[name].append(ours)
             _answers(name, running[name])  # ready: the next one starts up undisturbed
@@ -112,6 +112,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     """The quartiles and how many values there are."""
     low, _, high = statistics.quantiles(values, n=4)
     return {"low": low, "high": high, "repeats": len(values)}
+
+
+def _end(process: Any) -> None:
+    process.join(10)
+    process.kill()  # where another peer has died and this one waits for its turn
 
 
 def _answers(name: str, pipes: Sequence[Connection]) -> list[tuple[str, float, float]]:
