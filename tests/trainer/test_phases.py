@@ -46,6 +46,8 @@ def alone(model: str = "") -> Trace:
 def config(folder: Path, degrees: dict[str, int], model: str = "", **values: Any) -> RunConfig:
     if model == "frozen":
         values["model"] = FROZEN
+        # a pipeline fills the last, uneven batch with copies of rows, which batch normalisation would count
+        values["data"] = {"source": "digits", "batch": 30, "tail": "drop"}
     return config_of(folder, degrees, **{"phases": PHASES, **values})
 
 
@@ -188,7 +190,7 @@ def test_another_optimizer_in_the_next_phase_starts_anew(tmp_path: Path) -> None
 def test_a_technique_that_matches_nothing_is_refused_before_the_first_step(tmp_path: Path) -> None:
     phases = [{"name": "prune", "steps": 2, "techniques": [{**MAGNITUDE, "match": "convolution.*"}]}]
     with pytest.raises(
-        ConfigError, match=r"phase prune: pruning.magnitude matches no parameter.*convolution"
+        ConfigError, match=r"pruning.magnitude matches no parameter.*convolution"
     ):
         Trainer(config(tmp_path / "run", {}, phases=phases), mesh=Mesh()).fit()
 
