@@ -23,7 +23,6 @@ from .preflight_rules import (
     check_batch,
     check_mesh,
     check_metrics,
-    check_normalization,
     check_pipeline,
     check_room,
     check_techniques,
@@ -105,7 +104,6 @@ def refuse(config: RunConfig, ranks: int, source: Source) -> None:
     check_batch(config, len(source), found)
     built = _model(config, source, None, found)
     if built is not None:
-        check_normalization(config, built.module, len(source), found)
         check_metrics(config, built.task, found)
         check_pipeline(config, built, check_tensor(config, built, found), found)
         check_techniques(config, built.module, found)  # prepares the model: nothing else may follow it
@@ -165,7 +163,6 @@ def _columns(source: Source) -> dict[str, str]:
 
 
 def _with_model(report: Report, config: RunConfig, built: BuiltModel, found: Found) -> Report:
-    check_normalization(config, built.module, report.rows, found)
     check_metrics(config, built.task, found)
     plan = check_tensor(config, built, found)
     stages = check_pipeline(config, built, plan, found)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from ..parallel import Mesh
@@ -162,24 +161,6 @@ def _check_interleaving(config: RunConfig, found: Found) -> None:
         message = f"given {len(parallel.stages)} stages; interleaved1f1b wants two or more on each rank"
         wanted = f"{2 * parallel.pipeline}, {3 * parallel.pipeline}, … of them, or schedule: 1f1b"
         found.problem(("parallel", "stages"), f"{message}: {wanted}")
-
-
-def check_normalization(config: RunConfig, module: nn.Module, rows: int | None, found: Found) -> None:
-    """Batch normalisation must not see the copies that fill up a pipeline's uneven micro-batches."""
-    parallel, batch = config.parallel, config.data.batch
-    layer = next((name for name, part in module.named_modules() if isinstance(part, _BatchNorm)), None)
-    if parallel.pipeline == 1 or layer is None:
-        return
-    pieces = parallel.microbatches * parallel.data_ranks
-    why = f"{layer} normalises over the batch, and a pipeline fills uneven micro-batches with copies of rows"
-    if batch % pieces:
-        message = f"given {batch}; {why}: want a multiple of {pieces} (micro-batches × data ranks)"
-        found.problem(("data", "batch"), message)
-    elif rows is not None and config.data.tail != "drop" and rows % batch % pieces:
-        message = (
-            f"given {config.data.tail}, so the last batch has {rows % batch} rows for {pieces} pieces; {why}"
-        )
-        found.problem(("data", "tail"), f"{message}: use tail: drop")
 
 
 def check_metrics(config: RunConfig, task: str, found: Found) -> None:

@@ -183,18 +183,6 @@ def test_a_parameter_tied_across_stages_is_refused():
     assert "tied across stages" in refused(2, parallel=pipeline(), build_model=tied)["parallel.pipeline"]
 
 
-def test_batch_normalisation_in_a_pipeline_wants_even_microbatches():
-    def found(batch, tail, ranks=2, **parallel):
-        data = {"source": "digits", "batch": batch, "tail": tail}
-        return refused(ranks, model="conv_bn", data=data, parallel=parallel or pipeline())
-
-    assert found(32, "drop") == {}
-    assert "use tail: drop" in found(32, "keep")["data.tail"]  # 70 % 32 = 6 rows for 4 pieces
-    assert found(35, "keep").keys() == {"data.batch"}
-    assert "want a multiple of 4" in found(35, "keep")["data.batch"]
-    assert found(31, "keep", 2, replicate=2) == {}  # without a pipeline nothing is filled up
-
-
 @pytest.mark.parametrize(
     ("parallel", "share"),
     [
