@@ -189,9 +189,7 @@ def test_another_optimizer_in_the_next_phase_starts_anew(tmp_path: Path) -> None
 
 def test_a_technique_that_matches_nothing_is_refused_before_the_first_step(tmp_path: Path) -> None:
     phases = [{"name": "prune", "steps": 2, "techniques": [{**MAGNITUDE, "match": "convolution.*"}]}]
-    with pytest.raises(
-        ConfigError, match=r"pruning.magnitude matches no parameter.*convolution"
-    ):
+    with pytest.raises(ConfigError, match=r"pruning.magnitude matches no parameter.*convolution"):
         Trainer(config(tmp_path / "run", {}, phases=phases), mesh=Mesh()).fit()
 
 
