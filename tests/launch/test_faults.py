@@ -1,0 +1,152 @@
+"""Whole trainings through the real command line on two ranks: killed, stopped, signalled, gone on with."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+CONFIG = """
+name: run
+model: lenet_300_100
+data: {source: digits, batch: 700}  # a few milliseconds a step: time for signals, without many steps
+parallel: {shard: 2, timeout: 20}
+optimizer: {name: adam, lr: 0.002}
+phases: [{name: train, steps: STEPS, techniques: [{name: pruning.network_surgery, sparsity: 0.8}]}]
+checkpoint: {every: 20, keep_best: false}
+tracking: {every: 5}
+export: [safetensors]
+"""
+FOR_EVER = 10_000_000
+METRIC = '''
+"""A metric that fails on one rank."""
+import os
+
+def broken(outputs, columns):
+    if os.environ.get("RANK") == "1":
+        raise ValueError("rank 1 cannot count")
+    return {}
+'''
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """start("run", steps=…, "key=value", …): `forgepress train` on two ranks in tmp_path, ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(name: str, *words: str, steps: int = FOR_EVER) -> subprocess.Popen[str]:
+        (tmp_path / "run.yaml").write_text(CONFIG.replace("STEPS", str(steps)))
+        command = [sys.executable, "-m", "forgepress.launch", "train", "run.yaml", f"name={name}", *words]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """Process ids of the ranks, from the headings of their logs."""
+    logs = [folder / "logs" / f"rank-{rank}.log" for rank in (0, 1)]
+    texts = [log.read_text() if log.exists() else "" for log in logs]
+    return [
+        int(found[-1]) for text in texts if (found := re.findall(r"rank \d of 2 on .*, process (\d+)", text))
+    ]
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
+    end = time.monotonic() + 60
+    while not list(folder.glob("checkpoints/step-*/state.json")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "artifacts" / "safetensors" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(signal.SIGKILL, "killed by SIGKILL"), (signal.SIGSTOP, "no sign of life")],
+)
+def test_a_rank_that_dies_or_stops_in_training_ends_all(
+    start: Start, wait_until: Callable[..., None], tmp_path: Path, number: signal.Signals, cause: str
+) -> None:
+    folder = tmp_path / "runs" / "run"
+    process = start("run")
+    wait_for_checkpoint(process, folder)
+    ranks = ranks_of(folder)
+    assert len(ranks) == 2 and all(map(alive, ranks))
+    os.kill(ranks[1], number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.count("error:") == 1 and "Traceback" not in output
+    assert re.search(r"error: rank 1 of 2 \(host .*\) failed(,| at).* step \d+, .*" + cause, output), output
+    assert not any(map(alive, ranks))
+
+
+def test_an_exception_on_one_rank_ends_all_and_is_named(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "broken_metric.py").write_text(METRIC)
+    process = start("run", "evaluate.metrics=['broken_metric:broken']", "evaluate.every=20")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.count("error:") == 1
+    assert re.search(r"error: rank 1 of 2 .* step 20, evaluate: ValueError: rank 1 cannot count", output), (
+        output
+    )
+    assert not any(map(alive, ranks_of(tmp_path / "runs" / "run")))
+
+
+def test_stopped_twice_and_gone_on_with_the_run_ends_with_the_same_bits(start: Start, tmp_path: Path) -> None:
+    steps, folder = 300, tmp_path / "runs" / "stopped"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        seen = set(folder.glob("checkpoints/step-*"))
+        process = start("stopped", steps=steps)
+        end = time.monotonic() + 60
+        while set(folder.glob("checkpoints/step-*")) <= seen:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 75, output
+        assert len(re.findall(r"step \d+ is saved in", output)) == 1
+    for name in ("stopped", "unbroken"):
+        process = start(name, steps=steps)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == steps and summary["techniques"][0]["achieved"]["sparsity"] >= 0.8
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [line["step"] for line in lines if line["kind"] == "train"]
+    assert trained == sorted(set(trained)) and trained[-1] == steps
+    stopped, unbroken = weights_of(folder), weights_of(tmp_path / "runs" / "unbroken")
+    assert stopped.keys() == unbroken.keys()
+    assert all(torch.equal(stopped[name], unbroken[name]) for name in unbroken)
