@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .start import on_mesh
 from .step import Steps
 from .traces import LIMITS, SQUARES, Difference, Trace, compare, read_trace
 
+Row = tuple[str, Difference, bool | None]
+"""Mesh, its differences, whether they pass (None: no verdict, a scale for the others)."""
 OnRanks = Callable[..., list[Any]]
 """Runs a function of this module on N fresh local ranks (it comes from above: `launch`)."""
 
@@ -34,19 +37,33 @@ def parity(config: RunConfig, meshes: Sequence[Mapping[str, int]], on_ranks: OnR
 
     returns: (all agree, a table of the largest differences).
     """
-    rows, holds = [], True
-    with tempfile.TemporaryDirectory() as folder:
-        references: dict[int, Trace] = {}
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        @cache
+        def reference(pieces: int) -> Trace:
+            return run_trace(_short(config, {}, pieces, folder / f"reference-{pieces}"), on_ranks)
+
+        @cache
+        def rounding(pieces: int) -> Difference:
+            nudged = _short(config, {}, pieces, folder / f"nudged-{pieces}")
+            return compare(reference(pieces), run_trace(nudged, on_ranks, nudge=True))
+
         for number, degrees in enumerate(meshes):
             pieces = _microbatches(config, degrees)
-            if pieces not in references:
-                alone = _short(config, {}, pieces, Path(folder) / f"reference-{pieces}")
-                references[pieces] = run_trace(alone, on_ranks)
-            there = run_trace(_short(config, degrees, pieces, Path(folder) / f"mesh-{number}"), on_ranks)
-            difference = compare(references[pieces], there)
-            holds &= difference.within()
-            rows.append((_name(degrees), difference, difference.within()))
-    return holds, _table("parity with one process", rows)
+            there = run_trace(_short(config, degrees, pieces, folder / f"mesh-{number}"), on_ranks)
+            difference = compare(reference(pieces), there)
+            # How chaotic this training is costs one more run: it is asked only where the plain limits do not do.
+            holds = difference.within() or difference.within(rounding=rounding(pieces))
+            rows.append((_name(degrees), difference, holds))
+        chaos = (
+            [rounding(p) for p in {_microbatches(config, m) for m in meshes}]
+            if rounding.cache_info().currsize
+            else []
+        )
+    rows += [("one process, a rounding error a step", scale, None) for scale in chaos]
+    return all(holds is not False for *_, holds in rows), _table("parity with one process", rows)
 
 
 def resume(
@@ -84,12 +101,13 @@ def resume(
 # ── one traced run
 
 
-def run_trace(config: RunConfig, on_ranks: OnRanks, *, kill_at: int = 0) -> Trace:
+def run_trace(config: RunConfig, on_ranks: OnRanks, *, kill_at: int = 0, nudge: bool = False) -> Trace:
     """Run ``config`` on as many ranks as its mesh needs and read what it left."""
     on_ranks(
         f"{__name__}:trace",
         config.model_dump(mode="json"),
         kill_at,
+        nudge,
         ranks=config.parallel.ranks,
         timeout=config.parallel.timeout,
         may_be_killed=kill_at > 0,
@@ -97,20 +115,22 @@ def run_trace(config: RunConfig, on_ranks: OnRanks, *, kill_at: int = 0) -> Trac
     return read_trace(config.run_folder)
 
 
-def trace(config: dict[str, Any], kill_at: int, place: Any) -> None:
+def trace(config: dict[str, Any], kill_at: int, nudge: bool, place: Any) -> None:
     """One rank of a traced run."""
     checked = RunConfig.model_validate(config)
     with on_mesh(checked, place) as mesh:
-        Traced(checked, mesh=mesh, watch=place.watch, kill_at=kill_at).fit()
+        Traced(checked, mesh=mesh, watch=place.watch, kill_at=kill_at, nudge=nudge).fit()
 
 
 class Traced(Trainer):
     """A trainer that writes down every step and, at its end, the whole model with the techniques' state."""
 
-    def __init__(self, config: RunConfig, *, kill_at: int = 0, **place: Any) -> None:
-        """kill_at: optimizer step after which the last rank kills itself; 0: none."""
+    def __init__(self, config: RunConfig, *, kill_at: int = 0, nudge: bool = False, **place: Any) -> None:
+        """kill_at: optimizer step after which the last rank kills itself; 0: none.
+        nudge: make every weight wrong by one rounding error after every step (one process only).
+        """
         super().__init__(config, **place)
-        self._kill_at = kill_at
+        self._kill_at, self._nudge = kill_at, nudge
 
     def _assemble(self, index: int, plan: list[dict[str, Any]]) -> Assembly:
         assembly = super()._assemble(index, plan)
@@ -130,6 +150,8 @@ class Traced(Trainer):
         if self.mesh.rank == 0:
             with (self.config.run_folder / "trace.jsonl").open("a") as file:
                 file.write(json.dumps([self.step, float(loss), float(steps.norm or 0.0)]) + "\n")
+        if self._nudge:
+            _nudge(self.assembly, self.step)
         if steps.chain.run.step == steps.chain.run.steps:
             self._dump_end()
         if self.step == self._kill_at and self.mesh.rank == self.mesh.world - 1:
@@ -154,6 +176,13 @@ class Traced(Trainer):
     def _deliver(self) -> dict[str, Any]:
         self.checkpoints.wait()
         return {}
+
+
+def _nudge(assembly: Assembly, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for weight in assembly.weights:
+        error = torch.finfo(weight.local.dtype).eps * torch.randn(weight.local.shape, generator=generator)
+        weight.local.mul_(1.0 + error.to(weight.local))
 
 
 def _without_dropout(parts: Sequence[nn.Module]) -> None:
@@ -212,7 +241,7 @@ def _name(degrees: Mapping[str, int]) -> str:
     return " × ".join(f"{axis}={n}" for axis, n in degrees.items() if n > 1) or "one process"
 
 
-def _table(title: str, rows: Sequence[tuple[str, Difference, bool]]) -> str:
+def _table(title: str, rows: Sequence[Row]) -> str:
     from rich.console import Console
     from rich.table import Table
 
@@ -221,7 +250,7 @@ def _table(title: str, rows: Sequence[tuple[str, Difference, bool]]) -> str:
         table.add_column(column, justify="left" if column in ("mesh", "verdict") else "right")
     for name, d, holds in rows:
         numbers = [f"{v:.1e}" if v else "0" for v in d.values.values()]
-        table.add_row(name, *numbers, "pass" if holds else "FAIL")
+        table.add_row(name, *numbers, {True: "pass", False: "FAIL", None: "(for scale)"}[holds])
     console = Console(width=110, force_terminal=False)
     with console.capture() as captured:
         console.print(table)
