@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..parallel import Mesh
 from .assembly import Assembly
 from .data import RunData
 from .metrics import Meter
-from ..parallel import Mesh
 
 _ROWS_DIFFER = ("pipeline", "replicate", "shard")
 
