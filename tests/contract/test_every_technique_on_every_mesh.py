@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from forgepress.compression import techniques
 from forgepress.parallel import Mesh
+from forgepress.tests.ranks import run_on_ranks
 from forgepress.trainer.config import RunConfig
 from forgepress.trainer.step import Steps
 from forgepress.trainer.verify import Trace, Traced, compare, read_trace
-
-from forgepress.tests.ranks import run_on_ranks
 
 MESHES: dict[str, dict[str, int]] = {
     "replicate=2": {"replicate": 2},
@@ -40,6 +39,7 @@ THEN = {
 }
 CASES = [(name, variant) for name, kind in techniques().items() for variant in range(len(kind.contract))]
 SAVE_AT, STEPS = 4, 8
+COSINE = {"schedule": {"name": "cosine"}}
 
 
 class StopHere(Exception):
@@ -62,7 +62,7 @@ def config_of(technique: dict[str, Any], degrees: dict[str, int], folder: Path) 
         "data": {"source": "digits", "batch": 30},
         "parallel": {**degrees, "microbatches": 2},
         # decay and momentum pull at masked weights: zeros must hold against them
-        "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "clip_norm": 1.0, "schedule": {"name": "cosine"}},
+        "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "clip_norm": 1.0} | COSINE,
         "phases": [{"name": "compress", "steps": STEPS, "techniques": [technique]}],
         "checkpoint": {"folder": str(folder.parent), "every": SAVE_AT, "keep_best": False},
     }
