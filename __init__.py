@@ -26,7 +26,9 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}"
+        )
     # A folder imported under its own name by a test collector has no parent package; fall back to the installed one.
     return getattr(import_module(_HOMES[name], __name__), name)
 

@@ -55,12 +55,12 @@ def test_a_process_ends_while_a_loader_is_open():
 
 
 def test_a_closed_loader_goes_on_where_it_was(numbered, slow):
-    whole = [batch.columns["inputs"].tolist() for batch in Loader(numbered(20), batch=4)]
+    whole = [batch.columns["number"].tolist() for batch in Loader(numbered(20), batch=4)]
     loader = Loader(slow(numbered(20)), batch=4)
-    found = [batch.columns["inputs"].tolist() for batch in islice(loader.stream(), 2)]
+    found = [batch.columns["number"].tolist() for batch in islice(loader.stream(), 2)]
     loader.close()
     loader.close()
-    assert found + [batch.columns["inputs"].tolist() for batch in loader] == whole
+    assert found + [batch.columns["number"].tolist() for batch in loader] == whole
     loader.close()
 
 
