@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent))
-from _result import write
+from forgepress.benchmarks._result import write
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (0, 1, 2)
