@@ -98,19 +98,26 @@ def run(config: RunConfig, *, stop_at: int = 0) -> Trace:
     return read_trace(config.run_folder)
 
 
-def traced(values: dict[str, Any], kill_at: int) -> None:
+def traced(values: dict[str, Any], kill_at: int, nudge: bool) -> None:
     """One rank of a proof's run."""
     config = RunConfig.model_validate(values)
-    Traced(config, mesh=Mesh.build(config.parallel.degrees), kill_at=kill_at).fit()
+    Traced(config, mesh=Mesh.build(config.parallel.degrees), kill_at=kill_at, nudge=nudge).fit()
 
 
 def on_ranks(
-    function: str, values: dict[str, Any], kill_at: int, *, ranks: int, timeout: float, may_be_killed: bool
+    function: str,
+    values: dict[str, Any],
+    kill_at: int,
+    nudge: bool,
+    *,
+    ranks: int,
+    timeout: float,
+    may_be_killed: bool,
 ) -> list[Any]:
     """Stands in for `launch`: the proofs' runs on the tests' own processes."""
     assert function == "forgepress.trainer.verify:trace"
     try:
-        return run_on_ranks(traced, values, kill_at, ranks=ranks, timeout=timeout)
+        return run_on_ranks(traced, values, kill_at, nudge, ranks=ranks, timeout=timeout)
     except RanksFailed as failed:
         if may_be_killed and "exit code -9" in str(failed):
             return []

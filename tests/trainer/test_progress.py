@@ -1,12 +1,9 @@
 """Progress prints when it is due, reads values only then, and only rank 0 speaks; logs go to one file per rank."""
 
 import io
-import logging
-import warnings
 
 import pytest
 import torch
-from forgepress.trainer.logs import close_logs, open_logs
 from forgepress.trainer.progress import Progress, duration
 
 
@@ -106,41 +103,3 @@ def test_closing_twice_and_leaving_by_an_error_gives_the_terminal_back():
 )
 def test_durations_read_as_people_say_them(seconds, text):
     assert duration(seconds) == text
-
-
-@pytest.fixture
-def logs():
-    yield open_logs
-    close_logs()
-
-
-def test_each_rank_writes_its_own_file_and_only_rank_zero_warns_on_the_terminal(tmp_path, capsys, logs):
-    for rank in (0, 2):
-        logger = logs(tmp_path, rank)
-        logger.info("only in the file")
-        logging.getLogger("forgepress.trainer.loop").warning("from rank %d", rank)
-    files = {file.name: file.read_text() for file in (tmp_path / "logs").iterdir()}
-    assert sorted(files) == ["rank-0.log", "rank-2.log"]
-    assert "rank 2 WARNING forgepress.trainer.loop: from rank 2" in files["rank-2.log"]
-    assert all("only in the file" in text for text in files.values())
-    assert capsys.readouterr().err == "WARNING: from rank 0\n"
-
-
-def test_python_warnings_of_other_ranks_go_to_their_file(tmp_path, capsys, logs):
-    logs(tmp_path, 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        logging.captureWarnings(False)
-        logging.captureWarnings(True)
-        warnings.warn("look here", stacklevel=1)
-    assert "look here" in (tmp_path / "logs/rank-1.log").read_text()
-    assert capsys.readouterr().err == ""
-
-
-def test_a_resumed_run_appends_and_a_closed_log_gets_no_more(tmp_path, logs):
-    for text in ("first", "second"):
-        logs(tmp_path, 0).info(text)
-    close_logs()
-    logging.getLogger("forgepress").info("third")
-    content = (tmp_path / "logs/rank-0.log").read_text()
-    assert "first" in content and "second" in content and "third" not in content
