@@ -12,7 +12,7 @@ from ..ramp import ramped
 from ..run import Run
 from ..technique import Check, Record, Technique
 from ..weight import Weight
-from ._mask import hold, mask_of, refuse_beyond, rounded_share, sparsity_check
+from ._mask import as_factor, hold, mask_of, refuse_beyond, rounded_share, sparsity_check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class NetworkSurgery(Technique):
         if run.memory.get("frozen"):
             for weight in run.weights(self.match):
                 if weight.grad is not None:
-                    weight.grad.mul_(mask_of(run, weight))
+                    weight.grad.mul_(as_factor(mask_of(run, weight)))
 
     def after_step(self, run: Run) -> None:
         """Prune and splice by the dense weights, then let the model compute with the masked ones."""
@@ -97,7 +97,7 @@ class NetworkSurgery(Technique):
             if frozen:
                 hold(weight, mask)
             else:
-                weight.project(lambda local, mask=mask: local.mul_(mask))
+                weight.project(lambda local, mask=mask: local.mul_(as_factor(mask)))
 
     def checks(self, run: Run) -> list[Check]:
         """When frozen, and at the end: the target share. Before: the masks' own zeros are in the model."""
