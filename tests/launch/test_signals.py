@@ -88,6 +88,7 @@ def test_kill_9_of_the_launcher_leaves_no_rank(launcher: Launch, wait_until: Wai
     process.kill()
     process.wait()
     wait_until(lambda: not any(map(_alive, ranks)), seconds=5)
+    assert not any(map(_alive, ranks))
 
 
 def test_a_failure_leaves_no_helper_of_a_rank(launcher: Launch, wait_until: Wait, tmp_path: Path):
