@@ -3,42 +3,18 @@
 import json
 
 import pytest
-import torch
-from forgepress.dataloading import ArraySource
 from forgepress.errors import ConfigError, DataError
 from forgepress.parallel.layout import Layout
-from forgepress.trainer.config import RunConfig
+from forgepress.tests.checked_run import ROWS, WEIGHTS, config, images, report
 from forgepress.trainer.config_file import load_with_origins
 from forgepress.trainer.models import BuiltModel
 from forgepress.trainer.preflight import bubble, check, examine, print_report
 from torch import nn
 
-ROWS = 70
-WEIGHTS = 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
-MATRICES = 784 * 300 + 300 * 100 + 100 * 10
-
 
 @pytest.fixture(autouse=True)
 def somewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def images(spec, split="train"):
-    inputs = torch.zeros(ROWS, 1, 28, 28)
-    return ArraySource({"inputs": inputs, "targets": torch.arange(ROWS) % 10}, fingerprint="made up")
-
-
-def config(**changes):
-    base = {
-        "model": "lenet_300_100",
-        "data": {"source": "digits", "batch": 32},
-        "phases": [{"name": "dense", "epochs": 2}],
-    }
-    return RunConfig.model_validate({**base, **changes})
-
-
-def report(ranks=1, load_source=images, build_model=None, **changes):
-    return examine(config(**changes), ranks, load_source=load_source, build_model=build_model)
 
 
 def refused(ranks=1, **changes):

@@ -3,43 +3,18 @@
 import math
 
 import pytest
-import torch
-from forgepress.dataloading import ArraySource
 from forgepress.parallel.layout import Layout
+from forgepress.tests.checked_run import MATRICES, WEIGHTS, report
 from forgepress.trainer import preflight_rules
-from forgepress.trainer.config import RunConfig
 from forgepress.trainer.models import BuiltModel
-from forgepress.trainer.preflight import examine
 from forgepress.trainer.preflight_memory import activation_bytes
 from forgepress.trainer.preflight_rules import in_bytes
 from torch import nn
-
-ROWS = 70
-WEIGHTS = 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
-MATRICES = 784 * 300 + 300 * 100 + 100 * 10
 
 
 @pytest.fixture(autouse=True)
 def somewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def images(spec, split="train"):
-    inputs = torch.zeros(ROWS, 1, 28, 28)
-    return ArraySource({"inputs": inputs, "targets": torch.arange(ROWS) % 10}, fingerprint="made up")
-
-
-def config(**changes):
-    base = {
-        "model": "lenet_300_100",
-        "data": {"source": "digits", "batch": 32},
-        "phases": [{"name": "dense", "epochs": 2}],
-    }
-    return RunConfig.model_validate({**base, **changes})
-
-
-def report(ranks=1, load_source=images, build_model=None, **changes):
-    return examine(config(**changes), ranks, load_source=load_source, build_model=build_model)
 
 
 def refused(ranks=1, **changes):
