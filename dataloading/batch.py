@@ -23,3 +23,5 @@ class Batch:
     """Epoch that the rows are of, from 0."""
     index: int
     """Number of this batch in its epoch, from 0."""
+    rows: Tensor
+    """Number of each row in the source, int64 [rows] on the CPU; a padding row has that of the row it copies."""

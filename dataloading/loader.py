@@ -223,8 +223,10 @@ def _read(
             split = {name: tensor.split(sizes) for name, tensor in gathered.items()}
             pieces = [{name: tensors[at] for name, tensors in split.items()} for at in range(len(sizes))]
         yield [
-            Batch(columns, part.valid, real, group.epoch, group.index + at)
-            for at, (columns, part, real) in enumerate(zip(pieces, group.parts, group.real, strict=True))
+            Batch(columns, part.valid, real, group.epoch, group.index + at, torch.from_numpy(rows))
+            for at, (columns, part, real, rows) in enumerate(
+                zip(pieces, group.parts, group.real, group.rows, strict=True)
+            )
         ]
 
 

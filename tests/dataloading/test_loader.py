@@ -81,6 +81,21 @@ def test_batches_say_where_they_are(numbered):
     assert len(loader) == 3
 
 
+@pytest.mark.parametrize("threaded", [False, True])
+def test_batches_say_which_rows_of_the_source_they_hold(numbered, slow, threaded):
+    source = slow(numbered(23)) if threaded else numbered(23)
+    settings = {"batch": 7, "seed": 2, "ranks": 3, "microbatches": 2, "pad_rows": True}
+    for rank in range(3):
+        loader = Loader(source, rank=rank, **settings)
+        batches = list(
+            islice(loader.stream(), 9)
+        )  # the last one of an epoch is short: padding rows are copies
+        assert any(b.valid is not None for b in batches)
+        assert all(torch.equal(b.rows, b.columns["number"]) for b in batches)
+        assert all(b.rows.dtype == torch.int64 for b in batches)
+        loader.close()
+
+
 def test_the_stream_and_epochs_share_one_position(numbered):
     whole = rows_of(islice(Loader(numbered(11), batch=4).stream(), 6))
     loader = Loader(numbered(11), batch=4)
