@@ -1,0 +1,1 @@
+"""Quantization: weights and activations on grids of few bits, after training and while training."""

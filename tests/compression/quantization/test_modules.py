@@ -1,0 +1,118 @@
+"""Quantized layers: the same objects and names; inputs rounded as torch rounds them; gradients straight through."""
+
+import pytest
+import torch
+from forgepress.compression.quantization.grid import grid_of, snap_, weight_range
+from forgepress.compression.quantization.modules import (
+    ActivationQuantizer,
+    can_be_quantized,
+    quantized,
+    quantized_layers,
+)
+from forgepress.compression.quantization.rounding import rounded
+from torch import Tensor, nn
+
+
+def settled(low: float, high: float, symmetric: bool) -> ActivationQuantizer:
+    quantizer = ActivationQuantizer(symmetric=symmetric)
+    scale, zero_point = grid_of(torch.tensor(low), torch.tensor(high), 8, symmetric)
+    quantizer.scale.copy_(scale)
+    quantizer.zero_point.copy_(zero_point)
+    quantizer.enabled = True
+    return quantizer
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_inputs_and_gradients_are_those_of_torchs_fake_quantize(symmetric: bool) -> None:
+    x = torch.randn(13, 7, generator=torch.Generator().manual_seed(1))
+    quantizer = settled(-1.0, 1.5, symmetric)  # clips some
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y = quantizer(ours)
+    reference = torch.fake_quantize_per_tensor_affine(
+        theirs, quantizer.scale, quantizer.zero_point, *quantizer.levels
+    )
+    torch.testing.assert_close(y, reference)
+    gradient = torch.randn_like(x)
+    y.backward(gradient)
+    reference.backward(gradient)
+    assert ours.grad is not None and theirs.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert (ours.grad == 0).any() and (ours.grad != 0).any()
+
+
+def test_a_quantizer_is_the_identity_until_it_is_enabled_and_notes_what_it_sees_only_while_observing() -> (
+    None
+):
+    quantizer, x = ActivationQuantizer(), torch.randn(4, 3)
+    assert quantizer(x) is x and quantizer.seen is None
+    quantizer.observing = True
+    assert quantizer(x) is x
+    quantizer(x * 2 + 5)
+    assert quantizer.seen is not None
+    assert quantizer.seen.tolist() == [-float(x.min()), float((x * 2 + 5).max())]
+
+
+def test_a_dynamic_quantizer_gives_every_token_the_grid_of_its_own_range() -> None:
+    quantizer = ActivationQuantizer(dynamic=True)
+    quantizer.enabled = True
+    x = torch.randn(2, 5, 16) * torch.logspace(-3, 3, 5).view(1, 5, 1)
+    y = quantizer(x)
+    steps = (x.amax(-1).clamp(min=0) - x.amin(-1).clamp(max=0)) / 255
+    assert ((y - x).abs().amax(-1) <= 0.51 * steps).all() and not torch.equal(x, y)
+    alone = quantizer(x[1:, 3:4])
+    assert torch.equal(alone, y[1:, 3:4])  # what else is in the batch does not matter
+    assert list(quantizer.state_dict()) == []
+
+
+class Subclass(nn.Linear):
+    """A linear layer by another name."""
+
+
+class Different(nn.Linear):
+    """A linear layer that computes something else."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(6, 4), Subclass(6, 4), nn.Conv2d(2, 3, 3), nn.Conv1d(2, 3, 3), nn.Embedding(5, 4)]
+)
+def test_a_layer_stays_the_same_object_with_the_same_parameters(layer: nn.Module) -> None:
+    parameters, kind = dict(layer.named_parameters()), type(layer)
+    same = quantized(
+        layer, weight_bits=4, group_size=0, weight_symmetric=True, input_quantizer=ActivationQuantizer()
+    )
+    assert same is layer and isinstance(layer, kind)
+    assert {n: id(p) for n, p in same.named_parameters()} == {n: id(p) for n, p in parameters.items()}
+    assert (same.input_quantizer is None) == isinstance(layer, nn.Embedding)
+    assert list(quantized_layers(nn.Sequential(layer))) == ["0"]
+
+
+def test_a_layer_with_a_forward_of_its_own_is_refused() -> None:
+    assert not can_be_quantized(Different(3, 3))
+    with pytest.raises(ValueError, match="Different"):
+        quantized(Different(3, 3), weight_bits=8, group_size=0, weight_symmetric=True, input_quantizer=None)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_delivered_weight_is_its_integers_times_its_scale(symmetric: bool) -> None:
+    layer = quantized(
+        nn.Linear(10, 4), weight_bits=4, group_size=4, weight_symmetric=symmetric, input_quantizer=None
+    )
+    scale, zero_point = grid_of(*weight_range(layer.weight.detach(), 4), 4, symmetric)
+    assert list(scale.shape) == layer.scale_shape(4) == [4, 3]
+    layer.deliver(scale, None if symmetric else zero_point)
+    with torch.no_grad():
+        assert layer.weights_off_grid() > 0
+        snap_(layer.weight, *layer.weight_grid(), 4)
+    assert layer.weights_off_grid() == 0
+    q = layer.integer_weight().float()
+    s, z = layer.weight_grid()
+    assert torch.equal((q if z is None else q - z) * s, layer.weight)
+    assert {"weight_scale"} <= set(layer.state_dict())
+
+
+def test_rounding_keeps_the_dtype_of_the_activations() -> None:
+    x = torch.randn(8).bfloat16()
+    assert rounded(x, torch.tensor(0.1), torch.tensor(3), (0, 255)).dtype == torch.bfloat16
