@@ -63,7 +63,7 @@ def save_artifact(
             "format": format,
             "model": model_spec,
             "plan": list(plan),
-            "tensors": {name: describe(entry) for name, entry in encoded.items()},
+            "tensors": {name: describe(name, entry) for name, entry in encoded.items()},
             "aliases": aliases,
             "sha256": digest(partial / TENSORS),
             **(extra or {}),
@@ -153,8 +153,14 @@ def _encode_all(tensors: Mapping[str, Tensor], format: Format) -> tuple[dict[str
             continue
         seen[storage] = name
         plain = tensor.detach().cpu()
-        encoded[name] = choose(positive_zeros(plain)) if format == "packed" else encode(plain, "raw")
+        encoded[name] = _smallest(name, plain, tensors) if format == "packed" else encode(plain, "raw")
     return aliases, encoded
+
+
+def _smallest(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> Encoded:
+    """The smallest encoding; the grid of a quantized `weight` is its layer's `weight_scale` and `weight_zero_point`."""
+    scale, zero_point = (tensors.get(f"{name}_{part}") for part in ("scale", "zero_point"))
+    return choose(positive_zeros(tensor), scale, zero_point)
 
 
 def _replace_folder(partial: Path, target: Path) -> None:

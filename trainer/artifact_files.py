@@ -15,14 +15,15 @@ from .jsonable import write_json
 TENSORS = "model.safetensors"
 MANIFEST = "artifact.json"
 VERSION = 1
+_NOT_SETTINGS = ("encoding", "shape", "dtype")
 RESERVED = {"version", "format", "model", "plan", "tensors", "aliases", "sha256", "file"}
 _AGAIN = "export it again from the run's checkpoint, or copy the folder again"
 
 
-def describe(encoded: Encoded) -> dict[str, Any]:
-    """What artifact.json says of one tensor."""
+def describe(name: str, encoded: Encoded) -> dict[str, Any]:
+    """What artifact.json says of the tensor `name`."""
     entry = {"encoding": encoded.encoding, "shape": list(encoded.shape), "dtype": dtype_name(encoded.dtype)}
-    return {**entry, **encoded.settings}
+    return {**entry, **encoded.settings, **{part: f"{name}_{part}" for part in encoded.shared}}
 
 
 def stream_name(tensor: str, stream: str, encoding: str) -> str:
@@ -87,9 +88,9 @@ def read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]
             )
         with safe_open(str(path), framework="pt") as file:
             streams = set(file.keys())
-            tensors = {
-                name: _decoded(file, streams, name, entry) for name, entry in manifest["tensors"].items()
-            }
+            entries, tensors = manifest["tensors"], {}
+            for name in sorted(entries, key=lambda name: _is_grid(entries[name])):  # last: grids need scales
+                tensors[name] = _decoded(file, streams, name, entries[name], tensors, manifest["aliases"])
         return {**tensors, **{alias: tensors[name] for alias, name in manifest["aliases"].items()}}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, MemoryError) as error:
         raise CheckpointError(f"artifact {folder}: {TENSORS} cannot be read ({error}); {_AGAIN}") from error
@@ -101,18 +102,37 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decoded(file: Any, streams: set[str], name: str, entry: Mapping[str, Any]) -> Tensor:
+def _is_grid(entry: Mapping[str, Any]) -> bool:
+    return entry["encoding"] == "grid"
+
+
+def _decoded(
+    file: Any,
+    streams: set[str],
+    name: str,
+    entry: Mapping[str, Any],
+    known: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+) -> Tensor:
+    """One tensor; `known` are those decoded before it, among them the scales of its grid."""
     shape = tuple(int(length) for length in entry["shape"])
     encoding = entry["encoding"]
     own = {
         stream: file.get_tensor(full)
-        for stream in ("values", "mask", "gaps")
+        for stream in ("values", "mask", "gaps", "levels")
         if (full := stream_name(name, stream, encoding)) in streams
         and (encoding != "raw" or stream == "values")
     }
-    settings = {key: value for key, value in entry.items() if key not in ("encoding", "shape", "dtype")}
+    names = {part: entry[part] for part in ("scale", "zero_point") if part in entry}
+    shared = {part: known[aliases.get(other, other)] for part, other in names.items()}
+    settings = {key: value for key, value in entry.items() if key not in (*_NOT_SETTINGS, *shared)}
     encoded = Encoded(
-        encoding=encoding, shape=shape, dtype=dtype_named(entry["dtype"]), streams=own, settings=settings
+        encoding=encoding,
+        shape=shape,
+        dtype=dtype_named(entry["dtype"]),
+        streams=own,
+        settings=settings,
+        shared=shared,
     )
     try:
         return decode(encoded)

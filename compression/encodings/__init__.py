@@ -1,6 +1,6 @@
 """Tensors to bytes and back, bit for bit: one file per encoding, plain functions on tensors.
 
-``choose`` takes the smallest of the three, ``decode`` reads whichever was taken. What lies on
+``choose`` takes the smallest, ``decode`` reads whichever was taken. What lies on
 disk is described in docs/artifact.md.
 """
 

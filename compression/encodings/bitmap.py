@@ -3,6 +3,7 @@
 source: the bit mask layout of sparse accelerators, for example Gondimalla et al. 2019, SparTen (MICRO).
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch import Tensor
 from .encoded import Encoded, flat_cpu, numel_of, occupied, scatter, stream_of, take
 
 
-def size(numel: int, nonzero: int, element_size: int) -> int:
+def size(numel: int, nonzero: int, element_size: float) -> int:
     """Bytes that `encode` takes for `nonzero` of `numel` elements of `element_size` bytes."""
-    return (numel + 7) // 8 + nonzero * element_size
+    return (numel + 7) // 8 + math.ceil(nonzero * element_size)
 
 
 def encode(tensor: Tensor) -> Encoded:

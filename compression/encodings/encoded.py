@@ -18,10 +18,13 @@ class Encoded:
     dtype: torch.dtype
     streams: dict[str, Tensor]
     settings: dict[str, int] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # what the decoder needs and another tensor's entry stores
 
     @property
     def bytes(self) -> int:
-        """Bytes of all streams together; file headers are not counted."""
+        """Bytes of all streams together; file headers, and what is shared, are not counted."""
         return sum(stream.numel() * stream.element_size() for stream in self.streams.values())
 
 

@@ -7,6 +7,7 @@ nothing.
 source: Han et al. 2015, Deep Compression, arXiv:1510.00149, section 2 and figure 2.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,13 +25,13 @@ def gaps_between(positions: np.ndarray) -> np.ndarray:
     return np.diff(positions, prepend=-1) - 1
 
 
-def size(gaps: np.ndarray, bits: int, element_size: int) -> int:
+def size(gaps: np.ndarray, bits: int, element_size: float) -> int:
     """Bytes that `encode` takes with codes of `bits` bits, fillers included."""
     entries = len(gaps) + int((gaps >> bits).sum())
-    return (entries * bits + 7) // 8 + entries * element_size
+    return (entries * bits + 7) // 8 + math.ceil(entries * element_size)
 
 
-def best_bits(gaps: np.ndarray, element_size: int) -> int:
+def best_bits(gaps: np.ndarray, element_size: float) -> int:
     """The code width that gives the fewest bytes (the smaller on a tie). cost: 16 passes over `gaps`."""
     return min(WIDTHS, key=lambda bits: size(gaps, bits, element_size))
 

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import bitmap, index_gap, raw
+from . import bitmap, grid, index_gap, raw
 from .encoded import Encoded, flat_cpu, occupied
+from .grid import STREAM_OVERHEAD
 
 ENCODINGS = {"raw": raw, "bitmap": bitmap, "index_gap": index_gap}
-STREAM_OVERHEAD = 100  # bytes that one more stream costs in the file's header and in artifact.json, about
 
 
 def sizes(tensor: Tensor) -> dict[str, int]:
@@ -23,25 +23,34 @@ def sizes(tensor: Tensor) -> dict[str, int]:
     }
 
 
-def choose(tensor: Tensor) -> Encoded:
-    """`tensor` in its smallest encoding, the simpler one on a tie. Exact for every shape, dtype and bits."""
+def choose(tensor: Tensor, scale: Tensor | None = None, zero_point: Tensor | None = None) -> Encoded:
+    """`tensor` in its smallest encoding, the simpler one on a tie. Exact for every shape, dtype and bits.
+
+    scale, zero_point: the grid that the tensor may lie on, as `grid.encode` takes it.
+    """
     found = sizes(tensor)
-    return encode(tensor, min(found, key=lambda name: found[name]))
+    name = min(found, key=lambda name: found[name])
+    on_grid = None if scale is None else grid.encode(tensor, scale, zero_point)
+    if on_grid is not None and grid.size(on_grid) + STREAM_OVERHEAD < found[name]:
+        return on_grid
+    return encode(tensor, name)
 
 
 def encode(tensor: Tensor, encoding: str) -> Encoded:
-    """`tensor` in the named encoding. ValueError for an unknown name."""
+    """`tensor` in the named encoding, which needs no grid. ValueError for an unknown name."""
     return _module(encoding).encode(tensor)
 
 
 def decode(encoded: Encoded) -> Tensor:
     """The tensor that was encoded, bit for bit, on the CPU. ValueError where streams and shape disagree."""
+    if encoded.encoding == "grid":
+        return grid.decode(encoded)
     return _module(encoded.encoding).decode(encoded.streams, encoded.shape, encoded.dtype, encoded.settings)
 
 
 def _module(encoding: str):
     if encoding not in ENCODINGS:
-        raise ValueError(f"encoding {encoding!r} is unknown; known: {', '.join(ENCODINGS)}")
+        raise ValueError(f"encoding {encoding!r} is unknown; known: {', '.join(ENCODINGS)}, grid")
     return ENCODINGS[encoding]
 
 

@@ -286,3 +286,43 @@ def test_a_missing_artifact_says_what_is_wanted(tmp_path):
 def test_an_unknown_format_names_the_known_ones(tmp_path):
     with pytest.raises(ConfigError, match="safetensors or packed"):
         save(tmp_path / "a", lenet(), "zip")
+
+
+def test_a_quantized_layer_is_stored_as_integers_and_its_scales_once(tmp_path):
+    from forgepress.compression.quantization.grid import exact
+    from forgepress.compression.quantization.modules import quantized
+
+    torch.manual_seed(0)
+    module = Mixed(width=8)
+    module.embedding.weight.data = module.embedding.weight.data.div(0.03).round().clamp(-127, 127) * exact(
+        torch.tensor([[0.03]])
+    )
+    for layer in (module.embedding, module.head):  # tied: one weight, a scale under each of its names
+        made = quantized(layer, weight_bits=8, group_size=0, weight_symmetric=True, input_quantizer=None)
+        made.deliver(exact(torch.full((11, 1), 0.03)), None)
+    module.head.weight_scale = module.embedding.weight_scale
+    save(tmp_path / "a", module, model_spec={"factory": "x:y"})
+    stored = json.loads((tmp_path / "a/artifact.json").read_text())
+    entry = stored["tensors"]["embedding.weight"]
+    assert entry["encoding"] == "grid" and entry["scale"] == "embedding.weight_scale" and entry["bits"] == 8
+    assert stored["aliases"] == {
+        "head.weight": "embedding.weight",
+        "head.weight_scale": "embedding.weight_scale",
+    }
+    streams = load_file(tmp_path / "a/model.safetensors")
+    assert streams["embedding.weight::levels"].nbytes == 88
+    _, tensors = read_artifact(tmp_path / "a")
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+def test_a_grid_whose_scale_is_not_there_is_damage(tmp_path):
+    weight = torch.arange(-40.0, 40.0).reshape(8, 10) * 0.5
+    tensors = {"weight": weight, "weight_scale": torch.full((8, 1), 0.5)}
+    save(tmp_path / "a", nn.Module(), tensors=tensors)
+    path = tmp_path / "a/artifact.json"
+    stored = json.loads(path.read_text())
+    stored["tensors"]["weight"]["scale"] = "elsewhere"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_artifact(tmp_path / "a")
