@@ -10,19 +10,21 @@ from .quantile import exact_quantile
 from .registry import build, name_of, technique_class, techniques
 from .replay import kept_zeros, replay
 from .run import Run
-from .technique import Check, Record, Technique
-from .weight import Weight, weights_of
+from .technique import Check, Record, State, Technique
+from .weight import Weight, local_of, weights_of
 
 __all__ = [
     "Chain",
     "Check",
     "Record",
     "Run",
+    "State",
     "Technique",
     "Weight",
     "build",
     "exact_quantile",
     "kept_zeros",
+    "local_of",
     "matching_names",
     "name_of",
     "replay",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NoOpError
+from .placement import Reduced
 from .registry import name_of
 from .run import Run
 from .technique import Check, Technique
@@ -23,6 +24,7 @@ class Chain:
     In a loop of your own::
 
         chain = Chain([Magnitude(sparsity=0.8)], Run(weights_of(dict(model.named_parameters())), steps=1000))
+        chain.set_up()
         for batch in loader:
             chain.before_step(learning_rate)
             loss = chain.add_loss(outputs, batch, loss)
@@ -46,14 +48,41 @@ class Chain:
                 for scope, t in zip(self._scopes, self.techniques, strict=True)
                 if getattr(type(t), call) is not getattr(Technique, call)
             ]
-            for call in ("before_step", "add_loss", "after_backward", "after_step", "checks")
+            for call in (
+                "set_up",
+                "before_step",
+                "add_columns",
+                "add_loss",
+                "after_backward",
+                "after_step",
+                "checks",
+            )
         }
+
+    @property
+    def trains(self) -> bool:
+        """False where all techniques only look: the phase then runs forward passes and moves nothing."""
+        return not self.techniques or any(t.trains for t in self.techniques)
+
+    def set_up(self) -> None:
+        """The model stands: techniques hook what they watch. Once, before `load`."""
+        self._each("set_up")
 
     def before_step(self, learning_rate: float = 0.0) -> None:
         """A new optimizer step begins."""
         self.run.step += 1
         self.run.learning_rate = learning_rate
+        self.run.attached.clear()
         self._each("before_step")
+        self.run.in_step = True
+
+    def add_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The step's rows with what techniques add to them. Collective."""
+        held = dict(columns)
+        for scope, add_columns in self._calls["add_columns"]:
+            self.run.scope = scope
+            held = add_columns(self.run, held)
+        return held
 
     def add_loss(self, outputs: Any, batch: Mapping[str, Tensor], loss: Tensor) -> Tensor:
         """The loss with all terms that need outputs."""
@@ -64,6 +93,7 @@ class Chain:
 
     def after_backward(self) -> None:
         """Gradients of the global batch are there: penalties go in, masked ones go out."""
+        self.run.in_step = False
         for weight in self._divided:
             weight.take_grad()
         if self._calls["after_backward"]:
@@ -88,7 +118,8 @@ class Chain:
             function(self.run)
 
     def finish(self) -> None:
-        """The phase ends: working values become the only ones."""
+        """The phase ends: working values become the only ones, and nobody watches modules any more."""
+        self.run.unhook()
         for weight in self.run.all_weights:
             weight.forget_dense()
 
@@ -119,18 +150,43 @@ class Chain:
 
     # ── state
 
-    def tensors(self) -> dict[str, tuple[Weight, Tensor]]:
-        """All saved tensors: key → (the weight that it is placed like, local tensor)."""
-        by_name = {w.name: w for w in self.run.all_weights}
-        saved = {
-            f"{scope}/{key}/{name}": (by_name[name], tensor)
-            for (scope, key), store in self.run.buffers.items()
-            for name, tensor in store.items()
-        }
+    def tensors(self) -> dict[str, tuple[Weight | Reduced, Tensor]]:
+        """All saved tensors: key → (what places it on the mesh, local tensor)."""
+        saved: dict[str, tuple[Weight | Reduced, Tensor]] = {}
+        for index, scope in enumerate(self._scopes):
+            saved |= {
+                f"{scope}/{key}/{name}": held
+                for (owner, key) in self.run.buffers
+                if owner == scope
+                for name, held in self.buffers(index, key).items()
+            }
         for weight in self.run.all_weights:
             if weight.projected:
                 saved[f"{_DENSE[0]}/{_DENSE[1]}/{weight.name}"] = (weight, weight.dense)
         return saved
+
+    def buffers(self, index: int, key: str) -> dict[str, tuple[Weight | Reduced, Tensor]]:
+        """One technique's buffers of that key: parameter name → (what places it on the mesh, local tensor)."""
+        by_name = {w.name: w for w in self.run.all_weights}
+        scope, held = self._scopes[index], {}
+        for name, tensor in self.run.buffers.get((scope, key), {}).items():
+            sizes = self.run.sizes.get((scope, key, name))
+            held[name] = (by_name[name].reduced(sizes) if sizes else by_name[name], tensor)
+        return held
+
+    def empty(
+        self, key: str, shape: Sequence[int], dtype: torch.dtype
+    ) -> tuple[Weight | Reduced, Tensor] | None:
+        """Room for a saved tensor of this global shape, as `tensors` names it; None where its weight is not held."""
+        scope, kind, name = key.split("/", 2)
+        weight = next((w for w in self.run.all_weights if w.name == name), None)
+        if weight is None:
+            return None
+        sizes = {dim: size for dim, size in enumerate(shape) if size != weight.shape[dim]}
+        placed = weight.reduced(sizes)
+        self.run.sizes[(scope, kind, name)] = sizes
+        room = torch.zeros(placed.shape(weight.local), dtype=dtype, device=weight.local.device)
+        return (placed if sizes else weight), room
 
     def state(self) -> dict[str, Any]:
         """The JSON part of the state, equal on all ranks but for ``notes``, which each stage has for its weights."""
@@ -149,5 +205,9 @@ class Chain:
             scope, kind, name = key.split("/", 2)
             if (scope, kind) == _DENSE:
                 by_name[name].set_dense(tensor)
-            else:
-                self.run.buffers.setdefault((scope, kind), {})[name] = tensor
+                continue
+            self.run.buffers.setdefault((scope, kind), {})[name] = tensor
+            weight = by_name[name]
+            if weight.tensor is weight.parameter:  # whole here; of a part, `empty` has been asked before
+                changed = {dim: size for dim, size in enumerate(tensor.shape) if size != weight.shape[dim]}
+                self.run.sizes[(scope, kind, name)] = changed

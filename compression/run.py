@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .attach import attach
 from .matching import matching_names
+from .placement import Reduced
 from .quantile import exact_quantile
 from .weight import Weight
 
 Reduce = Callable[[Tensor, str], Tensor]
 """Combine a tensor (``sum`` or ``max``) over all ranks that hold other weights: shards, tensor parts, stages."""
+
+
+class Now:
+    """The micro-batch in hand, for a loop without an engine that says so."""
+
+    columns: Mapping[str, Tensor] = {}
+    valid: Tensor | None = None
+    seed = 1.0  # what the loss's backward starts from
+
+
+def _alone(x: Tensor, operation: str) -> Tensor:
+    return x
 
 
 class Run:
@@ -23,6 +37,12 @@ class Run:
     step:  optimizer step within the phase, counted from 1 while a step is worked on (0 before the first).
     steps: optimizer steps that the phase will take.
     learning_rate: that of the present step, for proximal forms.
+
+    modules: the modules held on this rank by their global names, for hooks (absent: on another pipeline stage).
+    in_step: True from the step's begin until its gradients are there; hooks do nothing outside (evaluation).
+    now:    the micro-batch in hand, inside hooks and ``add_loss``: ``now.columns``, ``now.valid`` (None: all real).
+    rows, items: real rows, and loss items (rows or tokens), of the whole global batch: a local sum divided by one
+            of them adds up to the global mean over micro-batches and ranks.
 
     For a loop of your own: ``Run(weights_of(dict(model.named_parameters())), steps=1000)``.
     """
@@ -34,14 +54,30 @@ class Run:
         steps: int,
         seed: int = 0,
         reduce: Reduce | None = None,
+        modules: Mapping[str, nn.Module] | None = None,
+        over_rows: Reduce | None = None,
+        now: Any = None,
     ) -> None:
+        """reduce, over_rows: how to combine over other ranks (None: this process is alone); see the calls below."""
         self.all_weights = list(weights)
         self.steps = steps
         self.seed = seed
         self.step = 0
         self.learning_rate = 0.0
-        self.reduce: Reduce = reduce or (lambda x, operation: x)
+        self.reduce: Reduce = reduce or _alone
+        self.modules: dict[str, nn.Module] = dict(modules or {})
+        self.now = now if now is not None else Now()
+        self.in_step = False
+        self.rows = 1.0
+        self.items: float | Tensor = 1.0
+        self.loss_scale: float | Tensor = 1.0  # of float16 training
+        self.attached: dict[str, Tensor] = {}
+        self._over_rows: Reduce = over_rows or _alone
+        self._hooks: list[Any] = []
         self.buffers: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self.sizes: dict[
+            tuple[str, str, str], dict[int, int]
+        ] = {}  # of buffers with other sizes than their weight
         self.memories: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, dict[str, dict[str, Any]]] = {}
         self.logged: dict[str, Tensor | float] = {}
@@ -99,13 +135,80 @@ class Run:
         """A random number in [0, 1) from (seed, step, technique, label): equal on every mesh and after resume."""
         return random.Random(f"{self.seed}/{self.step}/{self.scope}/{label}").random()
 
+    # ── modules and what flows through them
+
+    def module(self, name: str) -> nn.Module | None:
+        """The live module of that global name; None where it lives on another pipeline stage."""
+        return self.modules.get(name)
+
+    def hook(self, name: str, function: Callable[[nn.Module, Any, Any], Any]) -> bool:
+        """Call ``function(module, args, output)`` after each forward of the module of that name within a step.
+
+        What it returns (None: nothing) takes the output's place. Only in training steps, not in evaluation; until
+        the phase ends.   returns: False where the module lives on another pipeline stage.
+        """
+        module = self.module(name)
+        if module is None:
+            return False
+
+        def call(module: nn.Module, args: Any, output: Any) -> Any:
+            return function(module, args, output) if self.in_step else None
+
+        self._hooks.append(module.register_forward_hook(call))
+        return True
+
+    def unhook(self) -> None:
+        """Take all hooks off again."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def attach(self, x: Tensor, term: Tensor, name: str = "") -> Tensor:
+        """``x`` itself, whose backward also carries the gradient of ``term``: a loss at an inner module.
+
+        x:    an activation on the way to the loss; use what is returned in its place.
+        term: 0-dim, already divided by global counts (`rows`, `items`); its gradient joins on this rank, so that
+              sums over micro-batches and data ranks give the global term, on any pipeline stage.
+        name: under which the trackers get the term's value, summed over the step's micro-batches of this rank.
+        """
+        if name:
+            known = self.attached.get(name)
+            self.attached[name] = term.detach() if known is None else known + term.detach()
+        return attach(x, term, self.loss_scale * self.now.seed)
+
+    def over_rows(self, x: Tensor, operation: str) -> Tensor:
+        """``x`` combined (``sum``, ``max`` or ``min``) over all ranks that hold this pipeline stage: for what was
+        seen of activations, whose rows are dealt over data ranks and whose features over the tensor axis.
+
+        Collective over those ranks; put all that a stage has to say into one call.
+        """
+        return self._over_rows(x, operation)
+
     # ── state: saved in the checkpoint, resharded on resume
 
-    def buffer(self, weight: Weight, key: str, *, fill: float | bool, dtype: torch.dtype) -> Tensor:
-        """A tensor shaped and placed like ``weight.local``, made with ``fill`` when first asked for."""
+    def buffer(
+        self,
+        weight: Weight,
+        key: str,
+        *,
+        fill: float | bool,
+        dtype: torch.dtype,
+        sizes: Mapping[int, int] | None = None,
+    ) -> Tensor:
+        """A tensor placed like ``weight.local``, made with ``fill`` when first asked for.
+
+        sizes: dim → size along it where the state has another one than the weight (1: one value for all); along
+            these dims it is whole, and must be equal, on all ranks that share the weight.
+        raises: ValueError for a size that is the weight's own (then it would be cut like the weight).
+        """
         store = self.buffers.setdefault((self.scope, key), {})
         if weight.name not in store:
-            store[weight.name] = torch.full_like(weight.local, fill, dtype=dtype)
+            sizes = {dim: size for dim, size in (sizes or {}).items() if (size, weight.shape[dim]) != (1, 1)}
+            same = [dim for dim, size in sizes.items() if size == weight.shape[dim]]
+            if same:
+                raise ValueError(f"buffer {key} of {weight.name}: dim {same[0]} has the weight's own size")
+            shape = Reduced(weight.name, weight.parameter, sizes).shape(weight.local)
+            store[weight.name] = torch.full(shape, fill, dtype=dtype, device=weight.local.device)
+            self.sizes[(self.scope, key, weight.name)] = sizes
         return store[weight.name]
 
     @property

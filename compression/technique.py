@@ -1,4 +1,4 @@
-"""What a technique is: one frozen dataclass with six optional calls."""
+"""What a technique is: one frozen dataclass with a few optional calls."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 """What one ``finalize`` did, as JSON: enough to do it again on a fresh model."""
+State = Mapping[str, Mapping[str, Tensor]]
+"""A technique's own buffers at the end of its phase: key → parameter name → whole tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,9 @@ class Check:
 class Technique:
     """Base of every technique. Fields are settings; state lives in the `Run` and goes into the checkpoint.
 
-    A technique is called in this order: ``prepare`` once, then per optimizer step ``before_step``,
-    ``add_loss`` (once per micro-batch, where outputs exist), ``after_backward``, ``after_step``, and at the
-    end of its phase ``finalize``. It never asks which parallel strategy runs, keeps no reference to a
+    A technique is called in this order: ``prepare`` once, ``set_up`` once, then per optimizer step ``before_step``,
+    ``add_columns``, ``add_loss`` (once per micro-batch, where outputs exist), ``after_backward``, ``after_step``,
+    and at the end of its phase ``finalize``. It never asks which parallel strategy runs, keeps no reference to a
     Parameter (names only: wrapping and resharding replace the object) and no state of its own.
     """
 
@@ -60,11 +62,26 @@ class Technique:
     bytes_per_weight: ClassVar[float] = 0.0
     """Extra memory in bytes for each weight it matches, for the estimate of ``forgepress check``."""
 
+    trains: ClassVar[bool] = True
+    """False: it only looks. A phase in which no technique trains runs forward passes and moves nothing."""
+    delivers: ClassVar[tuple[str, ...]] = ()
+    """Keys of the `Run.buffer` state that ``finalize`` wants to see, whole."""
+
     def prepare(self, model: nn.Module) -> None:
         """Swap or add modules, on the whole model, before it is sharded. Must be repeatable from settings."""
 
+    def set_up(self, run: Run) -> None:
+        """The phase's model stands on the mesh, after a resume too: the place to hook modules (`Run.module`)."""
+
     def before_step(self, run: Run) -> None:
         """A step begins; weights are working weights."""
+
+    def add_columns(self, run: Run, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return this rank's rows of the step [rows, …] with more columns, such as a teacher's outputs.
+
+        They are cut into micro-batches like all others. Called on all ranks, so that it may communicate.
+        """
+        return columns
 
     def add_loss(self, run: Run, outputs: Any, batch: Mapping[str, Tensor], loss: Tensor) -> Tensor:
         """Return ``loss`` with a term that needs outputs; called where the outputs exist."""
@@ -76,9 +93,10 @@ class Technique:
     def after_step(self, run: Run) -> None:
         """Weights have just moved; write working values with `Weight.project` or in place."""
 
-    def finalize(self, model: nn.Module) -> Record:
+    def finalize(self, model: nn.Module, state: State) -> Record:
         """Deliver, on the whole model, once at the end of the phase; shapes may change.
 
+        state:   the buffers named in ``delivers``, whole (empty where there are none).
         returns: the record that `rebuild` needs to do the same to a fresh model.
         """
         return {}

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
+from .placement import Reduced, positions
+
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
@@ -34,7 +36,7 @@ class Weight:
         self.owned = all(
             index == 0 for axis, index in (coordinates or {}).items() if axis not in self._spread
         )
-        self.local = _local(parameter)
+        self.local = local_of(parameter)
         # The optimizer takes plain tensors: a step on DTensors costs dispatch per parameter and refuses empty shards.
         self.tensor: Tensor = self.local if isinstance(parameter, DTensor) else parameter
         self._dense: Tensor | None = None
@@ -51,7 +53,7 @@ class Weight:
         """Point ``grad`` at the local part of what backward left on the parameter."""
         if self.tensor is not self.parameter:
             grad = self.parameter.grad
-            self.tensor.grad = None if grad is None else _local(grad)
+            self.tensor.grad = None if grad is None else local_of(grad)
 
     def drop_grad(self) -> None:
         """Forget the gradient (it is created anew by the next backward)."""
@@ -127,7 +129,35 @@ class Weight:
         """Take ``values`` as the dense copy behind the present working values (resume)."""
         self._dense, self.projected = values, True
 
+    # ── where the local part lies in the whole
+
+    def start(self, dim: int) -> Tensor:
+        """Indices along ``dim`` of the whole parameter that ``local`` holds, ascending (int64, on the CPU)."""
+        return positions(self.parameter, dim)
+
+    def along(self, x: Tensor, dim: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """``x`` (shaped like ``local``) with ``dim`` made whole, and what takes such a tensor back to the local part.
+
+        Collective over the ranks that share the parameter; nothing is communicated where no axis cuts ``dim``.
+        cost: one all-reduce of ``x`` with ``dim`` at full size for each axis that cuts it.
+        """
+        groups = [group for cut, group in self._spread.values() if cut == dim and group is not None]
+        if not groups:
+            return x, lambda y: y
+        here = positions(self.parameter, dim).to(x.device)
+        shape = [*x.shape]
+        shape[dim] = self.shape[dim]
+        whole = x.new_zeros(shape, dtype=torch.uint8 if x.dtype == torch.bool else x.dtype)
+        whole.index_copy_(dim, here, x.to(whole.dtype))
+        for group in groups:
+            dist.all_reduce(whole, group=group)
+        return whole.to(x.dtype), lambda y: y.index_select(dim, here)
+
     # ── placement of tensors that belong to this parameter (masks, moments, dense copies)
+
+    def reduced(self, sizes: Mapping[int, int]) -> Reduced:
+        """Where state belongs that has other sizes (dim → size) along some dims, such as one scale a row."""
+        return Reduced(self.name, self.parameter, sizes)
 
     def wrap(self, local: Tensor) -> Tensor:
         """``local`` (shaped like the local part, any dtype) placed like the parameter: a DTensor where it is one."""
@@ -140,13 +170,17 @@ class Weight:
 
     def live(self) -> Tensor:
         """The local part read anew from the parameter, for checks that must not trust a kept view."""
-        return _local(self.parameter)
+        return local_of(self.parameter)
 
     def __repr__(self) -> str:
         return f"Weight({self.name}, {tuple(self.shape)}, local {tuple(self.local.shape)})"
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_of(tensor: Tensor) -> Tensor:
+    """What this rank holds of a parameter or buffer, detached, in the same memory (of a plain tensor: all of it).
+
+    Tensor parallelism turns also the buffers of the layers that it divides into DTensors.
+    """
     with torch.no_grad():
         return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 

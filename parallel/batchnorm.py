@@ -9,28 +9,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from .mesh import DATA_AXES, Mesh
+from .microbatches import InHand
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-class RowMask:
-    """Which rows of the micro-batch in hand are real; padding rows must not count in statistics."""
-
-    def __init__(self) -> None:
-        self.valid: Tensor | None = None  # bool [rows]; None = all
-
-
-def make_global(model: nn.Module, mesh: Mesh) -> RowMask:
+def make_global(model: nn.Module, mesh: Mesh) -> InHand:
     """Turn every batch normalisation of `model` into one over mesh.replicate × mesh.shard, in place.
 
     The modules stay the same objects with the same parameters and buffers; only their class changes.
-    returns: the mask that the caller sets before each forward.
+    returns: what the caller says of each micro-batch before its forward.
     raises:  ConfigError for a subclass of BatchNorm whose own forward is not known here.
     cost:    one all-reduce of (2 · channels + 1) · data ranks numbers forward, one of 2 · channels backward.
     """
-    mask = RowMask()
+    now = InHand()
     if mesh.data_ranks == 1 and mesh.pipeline == 1:
-        return mask
+        return now
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm) or isinstance(module, _GlobalBatchNorm):
             continue
@@ -42,8 +36,8 @@ def make_global(model: nn.Module, mesh: Mesh) -> RowMask:
                 "itself or a normalisation that does not look at other rows (GroupNorm, LayerNorm)"
             )
         module.__class__ = type(f"Global{kind.__name__}", (_GlobalBatchNorm, kind), {})
-        module.__dict__["_across"] = _Across(mesh, mask)
-    return mask
+        module.__dict__["_across"] = _Across(mesh, now)
+    return now
 
 
 def _has_activation(module: nn.Module) -> bool:
@@ -52,10 +46,10 @@ def _has_activation(module: nn.Module) -> bool:
 
 
 class _Across:
-    """Mesh and mask of a module; a deep copy of the module shares them."""
+    """Mesh and micro-batch in hand of a module; a deep copy of the module shares them."""
 
-    def __init__(self, mesh: Mesh, mask: RowMask) -> None:
-        self.mesh, self.mask = mesh, mask
+    def __init__(self, mesh: Mesh, now: InHand) -> None:
+        self.mesh, self.now = mesh, now
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Across":
         return self
@@ -102,7 +96,7 @@ class _Normalise(torch.autograd.Function):
         dims = [0, *range(2, x.ndim)]
         shape = [1, -1, *[1] * (x.ndim - 2)]  # a vector of channels against [B, C, ...]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        valid = across.mask.valid
+        valid = across.now.valid
         real = None if valid is None else valid.to(wide.dtype).view(-1, *[1] * (x.ndim - 1))  # [B, 1, ...]
         mean, variance, count = _statistics(wide, real, dims, shape, across.mesh)
         scale = (variance + eps).rsqrt()

@@ -34,6 +34,7 @@ class WholeModel:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.call: Callable[..., Any] = module
+        self.seed = 1.0  # gradient of the loss from which the backward starts
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss` (a scalar) are added to what is there."""
@@ -71,7 +72,7 @@ class Replicas(WholeModel):
             return
         seed = self._ones.get(loss.dtype)
         if seed is None:
-            seed = self._ones[loss.dtype] = torch.full_like(loss, self._mesh.data_ranks)
+            seed = self._ones[loss.dtype] = torch.full_like(loss, self.seed)
         loss.backward(seed)
 
     def alone(self) -> AbstractContextManager:
@@ -102,4 +103,4 @@ class Replicas(WholeModel):
             gradient_as_bucket_view=True,
             **_NO_BUFFER_SYNC,
         )
-        self.call = self._wrapped
+        self.call, self.seed = self._wrapped, float(self._mesh.data_ranks)

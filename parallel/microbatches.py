@@ -39,3 +39,14 @@ def cut(columns: Mapping[str, Tensor], valid: Tensor | None, counts: list[int]) 
     parts = {name: column.split(counts) for name, column in columns.items()}
     masks = valid.split(counts) if valid is not None else [None] * len(counts)
     return [Piece({name: parts[name][m] for name in parts}, masks[m]) for m in range(len(counts))]
+
+
+class InHand:
+    """The micro-batch whose forward runs just now, for what looks at activations from inside the model."""
+
+    def __init__(self) -> None:
+        self.columns: Mapping[str, Tensor] = {}
+        self.valid: Tensor | None = None  # bool [rows], False = a padding row; None = all are real
+        self.seed = (
+            1.0  # gradient of the loss from which the backward starts (torch DDP divides by the ranks)
+        )

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .batchnorm import RowMask
 from .data_parallel import WholeModel
 from .layout import Layout
 from .mesh import Mesh
-from .microbatches import cut, row_counts
+from .microbatches import InHand, cut, row_counts
 
 Inputs = Callable[[Mapping[str, Tensor]], Any]
 """columns → what the model is called with: one tensor, or a dict of keyword arguments."""
@@ -44,14 +43,14 @@ class NativeEngine:
         self.mesh, self.microbatches = mesh, microbatches
         model.to(mesh.device)
         self.parts: list[nn.Module] = [model]
-        self._whole, self._mask, self._pipeline = [WholeModel(model)], RowMask(), None
+        self._whole, self.now, self._pipeline = [WholeModel(model)], InHand(), None
         if mesh.world > 1:
             from .spread import spread  # its imports take a second that one process need not spend
 
             settings: Any = {"schedule": schedule, "stages": stages, "costs": costs}
             here = spread(model, layout, mesh, microbatches=microbatches, **settings)
             self.parts, self._whole = here.parts, here.wholes
-            self._mask, self._pipeline = here.mask, here.pipeline
+            self.now, self._pipeline = here.now, here.pipeline
         self._first = self._whole[0]
         self._parameters = {name: p for part in self.parts for name, p in part.named_parameters()}
 
@@ -66,6 +65,19 @@ class NativeEngine:
     def buffers(self) -> dict[str, Tensor]:
         """Name → buffer, of what is held here; whole, and equal on all data ranks."""
         return {name: b for part in self.parts for name, b in part.named_buffers()}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Name → live module, of what is held here; what lives on another pipeline stage is absent.
+
+        Hooks on them see one micro-batch at a time, described by `now`; a divided module's output is its part.
+        """
+        elsewhere = self._pipeline.elsewhere if self._pipeline is not None else [set()]
+        return {
+            name: module
+            for part, absent in zip(self.parts, elsewhere, strict=True)
+            for name, module in part.named_modules()
+            if name and name not in absent
+        }
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -101,7 +113,7 @@ class NativeEngine:
 
     def _forward_loss(self, columns: Any, valid: Tensor | None, inputs: Inputs, loss: Loss) -> Tensor:
         x = inputs(columns)
-        self._mask.valid = valid
+        self.now.columns, self.now.valid, self.now.seed = columns, valid, self._first.seed
         outputs = self._first.call(**x) if isinstance(x, dict) else self._first.call(x)
         return loss(outputs, columns, valid)
 
@@ -136,7 +148,7 @@ class NativeEngine:
             outputs = self._pipeline.forward(columns, inputs)
         else:
             x = inputs(columns)
-            self._mask.valid = None
+            self.now.columns, self.now.valid = columns, None
             outputs = self._first.module(**x) if isinstance(x, dict) else self._first.module(x)
         for whole in self._whole:
             whole.release()

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from ..errors import ConfigError
-from .batchnorm import RowMask
 from .layout import Layout
 from .mesh import Mesh
-from .microbatches import Piece, cut
+from .microbatches import InHand, Piece, cut
 from .shadow import Shadow, share_tensors
 from .split import balanced, by_hand, parameter_costs
 
@@ -172,14 +171,17 @@ class Pipeline:
         stages: Sequence[Sequence[str]],
         shadow: Shadow,
         mesh: Mesh,
-        mask: RowMask,
+        now: InHand,
         *,
         schedule: str,
         microbatches: int,
     ) -> None:
-        self._parts, self._shadow, self._mesh, self._mask = parts, shadow, mesh, mask
+        self._parts, self._shadow, self._mesh, self._now = parts, shadow, mesh, now
         self._ends = [sum(map(len, stages[: number + 1])) for number in range(len(stages))]
         self._kind, self._microbatches = schedule, microbatches
+        here = range(mesh.coordinates["pipeline"], len(stages), mesh.pipeline)
+        everything = {name for names in stages for name in names}
+        self.elsewhere = [everything - set(stages[number]) for number in here]  # of each part: stand-ins only
         self._schedules: dict[Any, Any] = {}
         self._step = _Step([], None)
 
@@ -232,7 +234,8 @@ class Pipeline:
         return self._schedules[key], x
 
     def _before(self, number: int) -> None:
-        self._mask.valid = self._step.pieces[number].valid
+        piece = self._step.pieces[number]
+        self._now.columns, self._now.valid = piece.columns, piece.valid
 
     def _loss(self, outputs: Any, number: Tensor) -> Tensor:
         piece = self._step.pieces[int(number)]

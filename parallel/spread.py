@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from .batchnorm import RowMask, make_global
+from .batchnorm import make_global
 from .data_parallel import Replicas, WholeModel, same_start
 from .fully_sharded import Sharded, shard_parameters
 from .layout import Layout
 from .mesh import Mesh
+from .microbatches import InHand
 from .pipeline import Pipeline, check_separable, make_part, plan_stages
 from .shadow import Shadow
 from .tensor import divide, open_after, resolve_plan
@@ -25,7 +26,7 @@ class Spread:
 
     parts: list[nn.Module]
     wholes: list[WholeModel]
-    mask: RowMask
+    now: InHand
     pipeline: Pipeline | None
 
 
@@ -37,8 +38,8 @@ def spread(
     opened = open_after(model, layout.order or tuple(name for name, _ in model.named_children()), plan)
     gathered = set(next(reversed(opened.values()), []))  # columns that no row makes whole again
     if mesh.pipeline == 1:
-        mask, pipeline, parts = make_global(model, mesh), None, [model]
-        return Spread(parts, [_finish(model, plan, gathered, layout, mesh)], mask, pipeline)
+        now, pipeline, parts = make_global(model, mesh), None, [model]
+        return Spread(parts, [_finish(model, plan, gathered, layout, mesh)], now, pipeline)
     names = plan_stages(
         model,
         layout,
@@ -51,11 +52,11 @@ def spread(
     )
     check_separable(model, names)
     shadow = Shadow(model, layout.order)  # taken before anything that communicates is put into the model
-    mask = make_global(model, mesh)
+    now = make_global(model, mesh)
     parts = _cut(model, names, layout, mesh)
     wholes = [_finish(part, plan, gathered, layout, mesh) for part in parts]
-    pipeline = Pipeline(parts, names, shadow, mesh, mask, schedule=schedule, microbatches=microbatches)
-    return Spread(parts, wholes, mask, pipeline)
+    pipeline = Pipeline(parts, names, shadow, mesh, now, schedule=schedule, microbatches=microbatches)
+    return Spread(parts, wholes, now, pipeline)
 
 
 def _cut(model: nn.Module, names: Sequence[Sequence[str]], layout: Layout, mesh: Mesh) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..compression import Check, Record, Run, Technique
+from ..compression import Check, Record, Run, State, Technique, local_of
 from ..compression.pruning._mask import hold, mask_of, sparsity_check
 from ..compression.pruning.magnitude import Magnitude
 from ..compression.quantile import exact_quantile
@@ -25,7 +25,7 @@ class RemoveNeurons(Technique):
 
     changes_model: ClassVar[bool] = True
 
-    def finalize(self, model: nn.Module) -> Record:
+    def finalize(self, model: nn.Module, state: State) -> Record:
         norms = linear(model, self.before).weight.detach().norm(dim=1)
         kept = norms.topk(self.keep).indices.sort().values.tolist()
         self._cut(model, kept)
@@ -67,7 +67,7 @@ class LearnedSlope(Technique):
     def prepare(self, model: nn.Module) -> None:
         model.set_submodule(self.activation, nn.PReLU(init=0.1))
 
-    def finalize(self, model: nn.Module) -> Record:
+    def finalize(self, model: nn.Module, state: State) -> Record:
         learned = model.get_submodule(self.activation)
         assert isinstance(learned, nn.PReLU)
         model.set_submodule(self.activation, FixedSlope(learned.weight.detach()))
@@ -101,7 +101,7 @@ class ReshapeWithoutRecord(Technique):
 
     changes_model: ClassVar[bool] = True
 
-    def finalize(self, model: nn.Module) -> Record:
+    def finalize(self, model: nn.Module, state: State) -> Record:
         self.rebuild(model, {})
         return {}
 
@@ -175,3 +175,70 @@ def frozen_and_normalised(hidden: int) -> nn.Module:
         module.add_module(name, layer)
     module.layout = Layout(order=tuple(layers), tensor_plan={"fc1": "column", "fc2": "row"})  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return module
+
+
+# ── that use every call
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerLoss(Technique):
+    """A mean square of an inner layer's outputs joins the loss, and rows of a weight get a saved number each."""
+
+    module: str = "fc2"  # row-divided under tensor parallelism: its output is whole on every rank
+    strength: float = 0.5
+
+    delivers: ClassVar[tuple[str, ...]] = ("row_sums",)
+
+    def set_up(self, run: Run) -> None:
+        run.hook(self.module, lambda module, args, output: self._attached(run, output))
+
+    def add_columns(self, run: Run, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        rows = next(iter(columns.values())).shape[0]
+        return columns | {"importance": torch.ones(rows)}
+
+    def after_step(self, run: Run) -> None:
+        for weight in run.weights(f"{self.module}.weight"):
+            sums = run.buffer(weight, "row_sums", fill=0.0, dtype=torch.float32, sizes={1: 1})
+            sums += weight.sum(weight.local.abs(), (1,))
+
+    def finalize(self, model: nn.Module, state: State) -> Record:
+        return {"row_sums": {name: t.flatten().tolist() for name, t in state["row_sums"].items()}}
+
+    def _attached(self, run: Run, output: Tensor) -> Tensor:
+        weights = run.now.columns["importance"]
+        if run.now.valid is not None:
+            weights = weights * run.now.valid
+        term = self.strength * (output.square().flatten(1).mean(1) * weights).sum() / run.rows
+        return run.attach(output, term, name="inner_loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watcher(Technique):
+    """Only looks: keeps the largest activation that any rank has seen."""
+
+    module: str = "fc1"
+
+    trains: ClassVar[bool] = False
+    changes_model: ClassVar[bool] = True
+
+    def prepare(self, model: nn.Module) -> None:
+        model.get_submodule(self.module).register_buffer("largest", torch.zeros(()))
+
+    def set_up(self, run: Run) -> None:
+        def look(module: nn.Module, args: object, output: Tensor) -> None:
+            largest = local_of(module.largest)  # pyright: ignore[reportArgumentType]
+            largest.copy_(torch.maximum(largest, output.detach().amax()))
+
+        run.hook(self.module, look)
+
+    def after_step(self, run: Run) -> None:
+        module = run.module(self.module)
+        if module is not None:
+            largest = local_of(module.largest)  # pyright: ignore[reportArgumentType]
+            largest.copy_(run.over_rows(largest, "max"))
+
+    def finalize(self, model: nn.Module, state: State) -> Record:
+        return {"largest": float(model.get_submodule(self.module).largest)}  # pyright: ignore
+
+    def rebuild(self, model: nn.Module, record: Record) -> None:
+        """The buffer is there since ``prepare``."""

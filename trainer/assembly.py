@@ -13,7 +13,7 @@ from ..compression import Chain, Run, Technique, Weight, kept_zeros, name_of, re
 from ..compression.pruning.keep_zeros import KeepZeros
 from ..compression.replay import PlanEntry
 from ..errors import ConfigError
-from ..parallel import Mesh, NativeEngine
+from ..parallel import AXES, Mesh, NativeEngine
 from ..parallel.split import module_costs
 from .config import PhaseConfig, RunConfig
 from .gradients import PARTS
@@ -22,6 +22,7 @@ from .optimizers import build_optimizer
 from .precision import autocast
 from .tasks import Task, task_for
 
+SAME_STAGE = tuple(axis for axis in AXES if axis != "pipeline")
 Facts = Mapping[str, Any]
 """What the data says about itself: input_shape, classes, vocabulary, length."""
 
@@ -117,7 +118,7 @@ def assemble(
         engine=engine,
         weights=weights,
         optimizer=make_optimizer(config, phase, weights),
-        chain=make_chain(config, techniques, weights, mesh, steps),
+        chain=make_chain(config, techniques, weights, mesh, steps, engine),
         task=_task(built.task, items_per_row),
         plan=list(plan),
         names=names,
@@ -171,14 +172,33 @@ def make_optimizer(config: RunConfig, phase: PhaseConfig, weights: Sequence[Weig
 
 
 def make_chain(
-    config: RunConfig, techniques: Sequence[Technique], weights: Sequence[Weight], mesh: Mesh, steps: int
+    config: RunConfig,
+    techniques: Sequence[Technique],
+    weights: Sequence[Weight],
+    mesh: Mesh,
+    steps: int,
+    engine: NativeEngine,
 ) -> Chain:
     """The phase's techniques at work on ``weights``, their sums over the ranks that hold other parts."""
 
     def reduce(x: Tensor, operation: str) -> Tensor:
         return mesh.reduce(x, operation, PARTS)
 
-    return Chain(techniques, Run(weights, steps=steps, seed=config.seed, reduce=reduce))
+    def over_rows(x: Tensor, operation: str) -> Tensor:
+        return mesh.reduce(x, operation, SAME_STAGE)
+
+    run = Run(
+        weights,
+        steps=steps,
+        seed=config.seed,
+        reduce=reduce,
+        modules=engine.modules(),
+        over_rows=over_rows,
+        now=engine.now,
+    )
+    chain = Chain(techniques, run)
+    chain.set_up()
+    return chain
 
 
 def _task(name: str, items_per_row: int | None) -> Task:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..compression import Technique
+from ..compression import Chain, State, Technique
 from ..compression.replay import PlanEntry, entry
 from ..parallel import Mesh
 from ..parallel.whole import gather, scatter
@@ -46,7 +46,7 @@ def next_phase(
         optimizer = make_optimizer(config, phase, now.weights)
         if same_optimizer:
             optimizer.state.update(now.optimizer.state)
-        chain = make_chain(config, techniques, now.weights, mesh, steps)
+        chain = make_chain(config, techniques, now.weights, mesh, steps, now.engine)
         return Assembly(**{**vars(now), "phase": phase, "optimizer": optimizer, "chain": chain, "plan": plan})
     if whole is None:
         whole = _gather(now, mesh, with_moments=same_optimizer)
@@ -70,14 +70,15 @@ def finalize(
     """
     now.chain.finish()
     techniques, records = now.chain.techniques, []
+    states = [_state(now.chain, index, mesh) for index in range(len(techniques))]
     whole: Whole | None = None
     if not any(t.changes_model for t in techniques):
         model = whole_model(config, now.plan, facts, nowhere(config)).module
-        records = [t.finalize(model) for t in techniques]
+        records = [t.finalize(model, state) for t, state in zip(techniques, states, strict=True)]
     else:
         whole = _gather(now, mesh, with_moments=with_moments)
         if mesh.rank == 0:
-            records = _finalize(whole, whole_model(config, now.plan, facts).module, techniques)
+            records = _finalize(whole, whole_model(config, now.plan, facts).module, techniques, states)
         if mesh.world > 1:
             box = [records]
             dist.broadcast_object_list(box, src=0)
@@ -97,11 +98,21 @@ def follow(moments: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str
     return followed
 
 
-def _finalize(whole: Whole, model: nn.Module, techniques: Sequence[Technique]) -> list[dict[str, Any]]:
+def _state(chain: Chain, index: int, mesh: Mesh) -> dict[str, dict[str, Tensor]]:
+    """What a technique wants to see of its own buffers, whole on rank 0 (nothing on the others)."""
+    return {
+        key: gather({name: p.wrap(local) for name, (p, local) in chain.buffers(index, key).items()}, mesh)
+        for key in chain.techniques[index].delivers
+    }
+
+
+def _finalize(
+    whole: Whole, model: nn.Module, techniques: Sequence[Technique], states: Sequence[State]
+) -> list[dict[str, Any]]:
     for technique in techniques:
         technique.prepare(model)
     scatter(whole["model"], _held(model), Mesh())
-    records = [t.finalize(model) for t in techniques]
+    records = [t.finalize(model, state) for t, state in zip(techniques, states, strict=True)]
     whole["model"] = _held(model)
     for record in records:
         whole["moments"] = follow(whole["moments"], record)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -198,15 +197,13 @@ def _model_tensors(assembly: Assembly) -> Tensors:
 
 
 def _empty_chain_state(assembly: Assembly, known: Any) -> dict[str, Any]:
-    by_name = {w.name: w for w in assembly.weights}
     state = {}
     for full, about in known.items():
-        if not full.startswith("chain/"):
-            continue
-        key = full.removeprefix("chain/")
-        weight = by_name.get(key.split("/", 2)[2])
-        if weight is not None:
-            state[key] = (weight, torch.zeros_like(weight.local, dtype=about.properties.dtype))
+        if full.startswith("chain/"):
+            key = full.removeprefix("chain/")
+            room = assembly.chain.empty(key, about.size, about.properties.dtype)
+            if room is not None:
+                state[key] = room
     return state
 
 

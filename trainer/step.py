@@ -38,7 +38,6 @@ class Steps:
         self._mesh = mesh
         self._seeds = StepSeeds(config.seed, mesh, numpy_too=not _built_in(config))
         self._update = update_of(assembly.optimizer)
-        self._items = 1.0
         self._skipped_in_a_row = 0
 
     def train_step(self, batch: Batch, global_step: int, where: Any) -> None:
@@ -48,12 +47,18 @@ class Steps:
         """
         self._seeds.begin(global_step)
         self._set_learning_rate()  # of the step that begins: `run.step` counts it only from the next line on
+        run = self.chain.run
+        run.items, run.rows = self._global_items(batch), float(max(batch.global_rows, 1))
+        run.loss_scale = self.scaler.factor if self.scaler else 1.0
         self.chain.before_step(self.learning_rate)
-        self._items = self._global_items(batch)
 
         where(global_step, "forward/backward")
+        if not self.chain.trains:
+            self._look(batch)
+            return
+        columns = self.chain.add_columns(batch.columns)
         loss = self.assembly.engine.forward_backward(
-            batch.columns, batch.valid, self.assembly.task.inputs, self._loss, global_rows=batch.global_rows
+            columns, batch.valid, self.assembly.task.inputs, self._loss, global_rows=batch.global_rows
         )
         self._unscale()
         self.chain.after_backward()
@@ -68,9 +73,25 @@ class Steps:
             weight.drop_grad()
         self.losses += loss / self.scaler.factor if self.scaler else loss
 
+    def _look(self, batch: Batch) -> None:
+        """A step of a phase that does not train: the rows go forward, as in evaluation, and nothing moves."""
+        parts, task = self.assembly.engine.parts, self.assembly.task
+        for part in parts:
+            part.eval()
+        try:
+            outputs = self.assembly.engine.forward(batch.columns, task.inputs)
+        finally:
+            for part in parts:
+                part.train()
+        if outputs is not None:
+            with torch.no_grad():
+                self.losses += task.loss_sum(outputs, batch.columns, batch.valid) / self.chain.run.items
+        self.chain.run.in_step = False
+        self.chain.after_step()
+
     def _loss(self, outputs: Any, columns: Mapping[str, Tensor], valid: Tensor | None) -> Tensor:
         """Share of these rows in the mean loss over the global batch; sums over micro-batches and ranks to it."""
-        loss = self.assembly.task.loss_sum(outputs, columns, valid) / self._items
+        loss = self.assembly.task.loss_sum(outputs, columns, valid) / self.chain.run.items
         loss = self.chain.add_loss(outputs, columns, loss)
         return self.scaler.scale(loss) if self.scaler else loss
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..run import Run
-from ..technique import Check, Record, Technique
+from ..technique import Check, Record, State, Technique
 from ._mask import hold, hold_gradient, mask_of, sparsity_check, zero_fraction
 
 
@@ -51,6 +51,6 @@ class KeepZeros(Technique):
         """No zero was lost."""
         return [sparsity_check(run, run.weights(self.match), run.memory.get("sparsity", 0.0))]
 
-    def finalize(self, model: nn.Module) -> Record:
+    def finalize(self, model: nn.Module, state: State) -> Record:
         """Name the parameters whose zeros are delivered."""
         return {"zeros": self.matched(model)}

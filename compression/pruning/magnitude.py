@@ -13,7 +13,7 @@ from ..matching import matching_names
 from ..quantile import exact_quantile
 from ..ramp import Ramp, ramped
 from ..run import Run
-from ..technique import Check, Record, Technique
+from ..technique import Check, Record, State, Technique
 from ..weight import Weight
 from ._mask import hold, hold_gradient, mask_of, refuse_beyond, rounded_share, sparsity_check
 
@@ -105,7 +105,7 @@ class Magnitude(Technique):
             for glob, share in self._shares().items()
         ]
 
-    def finalize(self, model: nn.Module) -> Record:
+    def finalize(self, model: nn.Module, state: State) -> Record:
         """Name the parameters whose zeros are delivered."""
         return {"zeros": self.matched(model)}
 

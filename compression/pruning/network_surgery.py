@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..quantile import exact_quantile
 from ..ramp import ramped
 from ..run import Run
-from ..technique import Check, Record, Technique
+from ..technique import Check, Record, State, Technique
 from ..weight import Weight
 from ._mask import as_factor, hold, mask_of, refuse_beyond, rounded_share, sparsity_check
 
@@ -115,7 +115,7 @@ class NetworkSurgery(Technique):
         pruned = run.total(weights, [(~mask_of(run, w)).sum() for w in weights])
         return [sparsity_check(run, weights, float(pruned) / count)]
 
-    def finalize(self, model: nn.Module) -> Record:
+    def finalize(self, model: nn.Module, state: State) -> Record:
         """Name the parameters whose zeros are delivered."""
         return {"zeros": self.matched(model)}
 

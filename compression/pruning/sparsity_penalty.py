@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..run import Run
-from ..technique import Check, Record, Technique
+from ..technique import Check, Record, State, Technique
 from ..weight import Weight
 from ._mask import zero_fraction
 
@@ -80,7 +80,7 @@ class SparsityPenalty(Technique):
         at_work = 1.0 if run.count(weights) and (float(term) > 0.0 or zeros == 1.0) else 0.0
         return [Check(quantity="penalty at work", requested=1.0, achieved=at_work)]
 
-    def finalize(self, model: nn.Module) -> Record:
+    def finalize(self, model: nn.Module, state: State) -> Record:
         """Name the parameters whose exact zeros later phases keep (proximal form)."""
         return {"zeros": self.matched(model) if self.form == "proximal" and self.kind != "l2" else []}
 

@@ -23,7 +23,7 @@ def test_a_replayed_plan_gives_the_finalized_models_shapes_also_without_values()
     whole = model()
     remove, slope = build(f"{OWN}RemoveNeurons", {"keep": 5}), build(f"{OWN}LearnedSlope", {})
     slope.prepare(whole)
-    plan = json.loads(json.dumps([entry("shrink", t, t.finalize(whole)) for t in (remove, slope)]))
+    plan = json.loads(json.dumps([entry("shrink", t, t.finalize(whole, {})) for t in (remove, slope)]))
     for fresh in (model(seed=1), model("meta")):
         replay(fresh, plan)
         assert {n: t.shape for n, t in fresh.state_dict().items()} == {

@@ -44,6 +44,39 @@ def spread(degrees: dict[str, int]) -> tuple[Mesh, list[Weight]]:
     return mesh, weights_of(engine.parameters(), {axis: mesh.coordinates[axis] for axis in axes})
 
 
+def positions(degrees: dict[str, int]) -> list[str]:
+    """Weights and dims where `start`, `along` or `reduced` give something else than the whole parameter has."""
+    _, weights = spread(degrees)
+    whole = {name: p.detach() for name, p in model().named_parameters()}
+    wrong = []
+    for weight in weights:
+        expected = whole[weight.name]
+        here = expected
+        for dim in range(expected.ndim):
+            here = here.index_select(dim, weight.start(dim))
+        wrong += [] if torch.equal(here, weight.local) else [f"{weight.name} start"]
+        for dim in range(expected.ndim):
+            line, put = weight.along(weight.local, dim)
+            others = [d for d in range(expected.ndim) if d != dim]
+            want = expected
+            for other in others:
+                want = want.index_select(other, weight.start(other))
+            wrong += [] if torch.equal(line, want) else [f"{weight.name} along {dim}"]
+            wrong += [] if torch.equal(put(line), weight.local) else [f"{weight.name} back {dim}"]
+            sums = weight.sum(weight.local, (dim,))
+            placed = full_tensor(weight.reduced({dim: 1}).wrap(sums))
+            close = torch.allclose(placed, expected.sum(dim, keepdim=True))
+            wrong += [] if close else [f"{weight.name} reduced {dim}"]
+    return wrong
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_part_knows_where_it_lies_and_a_dim_can_be_made_whole(mesh: str) -> None:
+    degrees = MESHES[mesh]
+    ranks = math.prod(degrees.values())
+    assert run_on_ranks(positions, degrees, ranks=ranks) == [[]] * ranks
+
+
 def reductions(degrees: dict[str, int]) -> list[str]:
     """Weights, dims and operations whose result is not that of the whole parameter. Empty = all right."""
     _, weights = spread(degrees)

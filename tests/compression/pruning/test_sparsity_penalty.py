@@ -107,7 +107,7 @@ def test_the_proximal_form_delivers_exact_zeros_that_later_phases_keep_and_the_o
     assert (held["fc.weight"] == 0).sum() > 5
     model = nn.Sequential(nn.Linear(3, 2))
     records = {
-        (kind, form): SparsityPenalty(kind=kind, form=form).finalize(model)["zeros"]
+        (kind, form): SparsityPenalty(kind=kind, form=form).finalize(model, {})["zeros"]
         for kind in ("l1", "l2", "group")
         for form in ("proximal", "gradient")
     }
