@@ -17,9 +17,10 @@ def facts(source: Source) -> dict[str, Any]:
     if inputs is not None:
         found["input_shape"] = inputs.shape
     if vocabulary := getattr(source, "vocabulary", None):
+        tokens = source.columns.get("input_ids", inputs)
         found["vocabulary"] = len(vocabulary)
-        found["length"] = inputs.shape[0] if inputs is not None and inputs.shape else None
-    elif targets is not None and targets.shape == () and targets.dtype == torch.int64:
+        found["length"] = tokens.shape[0] if tokens is not None and tokens.shape else None
+    if targets is not None and targets.shape == () and targets.dtype == torch.int64:
         found["classes"] = getattr(source, "classes", None)
         if found["classes"] is None and isinstance(source, ArraySource):
             found["classes"] = int(source.tensors["targets"].max()) + 1

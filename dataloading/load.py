@@ -13,13 +13,15 @@ from .source import Source
 from .split import Split, check_fraction, check_split
 from .tables import FORMATS, table_source
 from .text import text_source
+from .tokens import Tokenizer
 from .transform import Transform, transformed
 
 BUILT_IN = ("digits",)
 KINDS: dict[str, tuple[str, ...]] = {
     "idx": (),
     "text": ("length", "tokens", "valid_fraction"),
-    **{kind: ("length", "valid_fraction") for kind in FORMATS},
+    **{kind: ("length", "tokenizer", "valid_fraction") for kind in FORMATS},
+    "csv": ("length", "tokenizer", "separator", "valid_fraction"),
 }
 """Word that says which kind of data → the other words it may have; inputs, targets and transform go with all."""
 
@@ -31,7 +33,8 @@ def load_source(spec: Mapping[str, Any] | str, split: str = "train") -> Source:
     """The source that a config's `data` asks for, transformed, ready for a Loader.
 
     spec:   a built-in name (digits); {idx: DIR}; {text: FILE, length: T, tokens: characters|bytes}; {parquet | json |
-            csv | lines: GLOB} or {arrow: DIR}, with length for text columns; each with inputs, targets, transform.
+            csv | lines: GLOB} or {arrow: DIR}, with length or tokenizer for text columns, and separator for csv; each
+            with inputs, targets, transform.
             Files can be {train: …, test: …}; a single text or table is split by valid_fraction (0.1).
             Also the whole `data` block with such a value under `source`; the loader's own words are passed over.
     split:  train or test.
@@ -57,6 +60,8 @@ def _finish(kind: str, words: dict[str, Any], split: Split) -> Source:
     settings = {word: words[word] for word in KINDS.get(kind, ()) if words.get(word) is not None}
     if "valid_fraction" in settings:
         settings["valid_fraction"] = check_fraction(settings["valid_fraction"])
+    if "tokenizer" in settings:
+        settings["tokenizer"] = Tokenizer.from_words(settings["tokenizer"])
     if kind in FORMATS:
         names = {word: words[word] for word in ("inputs", "targets") if words.get(word)}
         source = table_source(kind, _files(kind, words[kind]), split, **names, **settings)

@@ -1,5 +1,6 @@
 """Tables that Hugging Face `datasets` reads: parquet, json, csv, lines of text, and its own Arrow folders."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from .arrow import TEXT_VOCABULARY, to_tensor
 from .cache import CachedSource, bytes_of
 from .fingerprint import combined, of_files
 from .images import decode, is_images
+from .quiet import quiet
 from .source import ArraySource, ColumnInfo, Source
 from .split import Split, split_rows
+from .tokens import Tokenizer
 
 FORMATS = ("parquet", "json", "csv", "lines", "arrow")
+_BYTES = ("<pad>", *(f"<0x{byte:02X}>" for byte in range(TEXT_VOCABULARY - 1)))
 KEPT_BYTES = 1 << 30  # tables up to this size are held in memory as tensors
 
 
@@ -27,6 +31,8 @@ def table_source(
     inputs: str | None = None,
     targets: str | None = None,
     length: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    separator: str | None = None,
     valid_fraction: float = 0.1,
 ) -> Source:
     """The rows of table files as tensors.
@@ -35,6 +41,8 @@ def table_source(
     files:   {"train": …, "test": …}, or {"all": …}: `valid_fraction` of the rows, chosen by number, are for testing.
     inputs, targets: columns that get these names; if any is given, others are left out.
     length:  of text columns, in bytes: see `arrow.to_tensor`. Pictures become uint8 [channels, height, width].
+    tokenizer: makes the text column `inputs` the columns input_ids and attention_mask.
+    separator: of csv; tab for files named .tsv, else comma. Between tabs, quotes are plain characters.
     raises:  DataError for unreadable files, unknown columns, and values that make no tensor.
     cost:    `datasets` keeps an Arrow copy of parquet, json, csv and lines in its cache folder. Tables whose
              tensors take up to 1 GiB stay in memory: numbers from the start, pictures once decoded.
@@ -42,15 +50,28 @@ def table_source(
     part = split if split in files else "all"
     if part not in files:
         raise DataError(f"data.source.{kind} names no files for {split}; add some: {kind}: {{{split}: GLOB}}")
-    table, is_split = _read(kind, files[part], split)
+    table, is_split = _read(kind, files[part], split, separator)
     rows = (
         np.arange(len(table)) if part != "all" or is_split else split_rows(len(table), valid_fraction, split)
     )
     if not len(rows):
         raise DataError(f"{_names(files[part])}: no rows for {split}; want at least one")
     names = _names_of_columns(table.column_names, inputs, targets, _names(files[part]))
-    mark = combined(of_files(_contents(kind, files[part])), split, len(rows), valid_fraction, names, length)
-    source = TableSource(table, rows, names, length=length, fingerprint=mark)
+    contents = of_files(_contents(kind, files[part]))
+    mark = combined(contents, split, len(rows), valid_fraction, names, length)
+    vocabulary = None
+    if tokenizer is not None:
+        if inputs is None:
+            raise ConfigError("data.source.tokenizer needs data.inputs, the column with the text")
+        made = tokenizer.tokenize(table.select_columns(list(names)), inputs, split, contents)
+        kept = {old: new for old, new in names.items() if old != inputs}
+        table, names, vocabulary = (
+            made.table,
+            {**{name: name for name in made.columns}, **kept},
+            made.vocabulary,
+        )
+        mark = combined(mark, made.fingerprint)
+    source = TableSource(table, rows, names, length=length, vocabulary=vocabulary, fingerprint=mark)
     if bytes_of(source.columns, len(source)) > KEPT_BYTES:
         return source
     if source.has_images:
@@ -68,10 +89,18 @@ class TableSource:
 
     rows:  row numbers of the dataset that this source consists of.
     names: column of the dataset → name here.
+    vocabulary: the tokens that the numbers stand for, where the table holds tokens already.
     """
 
     def __init__(
-        self, table: Any, rows: np.ndarray, names: dict[str, str], *, length: int | None, fingerprint: str
+        self,
+        table: Any,
+        rows: np.ndarray,
+        names: dict[str, str],
+        *,
+        length: int | None,
+        fingerprint: str,
+        vocabulary: tuple[str, ...] | None = None,
     ) -> None:
         self._table = table.select_columns(list(names)).with_format("arrow")
         self._rows, self._names, self._length, self.fingerprint = rows, names, length, fingerprint
@@ -84,8 +113,7 @@ class TableSource:
         self.has_images = bool(pictures)
         self.classes = _classes(table, names)
         is_text = getattr(_feature(table, names, "inputs"), "dtype", None) in ("string", "large_string")
-        self.vocabulary = ("<pad>", *(f"<0x{byte:02X}>" for byte in range(256))) if is_text else None
-        assert self.vocabulary is None or len(self.vocabulary) == TEXT_VOCABULARY
+        self.vocabulary = vocabulary or (_BYTES if is_text else None)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -114,23 +142,19 @@ class TableSource:
         return tensor.long() if name == "targets" and not tensor.is_floating_point() else tensor
 
 
-def _read(kind: str, files: list[Path], split: Split) -> tuple[Any, bool]:
+def _read(kind: str, files: list[Path], split: Split, separator: str | None) -> tuple[Any, bool]:
     """The dataset, and whether it is this split already."""
     import datasets
 
     paths: list[Any] = [str(file) for file in files]
-    quiet = not datasets.are_progress_bars_disabled()
-    if quiet:
-        datasets.disable_progress_bars()
     try:
-        if kind == "arrow":
-            return _from_disk(datasets.load_from_disk(paths[0]), split, paths[0])
-        if kind == "csv" and all(file.name.removesuffix(".gz").endswith(".tsv") for file in files):
-            return datasets.Dataset.from_csv(
-                paths, sep="\t", quoting=3
-            ), False  # 3: quotes are plain characters
-        reader = getattr(datasets.Dataset, f"from_{'text' if kind == 'lines' else kind}")
-        return reader(paths), False
+        with quiet():
+            if kind == "arrow":
+                return _from_disk(datasets.load_from_disk(paths[0]), split, paths[0])
+            if kind == "csv":
+                return datasets.Dataset.from_csv(paths, **_csv_form(files, separator)), False
+            reader = getattr(datasets.Dataset, f"from_{'text' if kind == 'lines' else kind}")
+            return reader(paths), False
     except DataError:
         raise
     except Exception as error:  # every reader raises its own kinds: pandas', Arrow's, the operating system's
@@ -138,9 +162,12 @@ def _read(kind: str, files: list[Path], split: Split) -> tuple[Any, bool]:
         raise DataError(
             f"{_names(files)} cannot be read as {kind} ({reason[0]}); want undamaged {kind} files of one form"
         ) from error
-    finally:
-        if quiet:
-            datasets.enable_progress_bars()
+
+
+def _csv_form(files: Sequence[Path], separator: str | None) -> dict[str, Any]:
+    is_tabbed = all(file.name.removesuffix(".gz").endswith(".tsv") for file in files)
+    separator = separator or ("\t" if is_tabbed else ",")
+    return {"sep": separator, "quoting": csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL}
 
 
 def _from_disk(loaded: Any, split: Split, folder: str) -> tuple[Any, bool]:

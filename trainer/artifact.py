@@ -188,7 +188,8 @@ def _bare(
         )
     from .models import build_model
 
-    return build_model(spec, seed=0).module
+    # Pretrained weights would be read to be overwritten, and their files may not be here.
+    return build_model({**given, "pretrained": False} if given.get("pretrained") else spec, seed=0).module
 
 
 def _check_fit(folder: Path, module: nn.Module, manifest: Mapping[str, Any]) -> None:

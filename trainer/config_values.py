@@ -9,20 +9,20 @@ from .config_errors import nearest, refusal, show
 
 MODEL_KINDS: dict[str, tuple[str, ...] | None] = {
     "name": None,
-    "transformers": ("task", "config", "pretrained"),
+    "transformers": ("task", "config", "pretrained", "layers"),
     "timm": ("pretrained", "args"),
     "factory": ("args", "task"),
 }
 """Key that says which kind of model → other keys it may have; None: the model's own, checked by it."""
 
-_TABLE = ("length", "valid_fraction")
+_TABLE = ("length", "tokenizer", "valid_fraction")
 SOURCE_KINDS: dict[str, tuple[str, ...] | None] = {
     "name": (),
     "idx": (),
     "text": ("length", "tokens", "valid_fraction"),
     "parquet": _TABLE,
     "json": _TABLE,
-    "csv": _TABLE,
+    "csv": (*_TABLE, "separator"),
     "lines": _TABLE,
     "arrow": _TABLE,
 }

@@ -27,8 +27,8 @@ class RunData:
 
     @property
     def items_per_row(self) -> int | None:
-        """Loss items of every row where that is a constant of the data (tokens of a text window)."""
-        return self.facts.get("length")
+        """Loss items of every row where that is a constant of the data (tokens of a text window, none is padding)."""
+        return None if "attention_mask" in self.source.columns else self.facts.get("length")
 
 
 def open_data(config: RunConfig, mesh: Mesh) -> RunData:

@@ -1,9 +1,6 @@
 """Models of others: transformers, timm and own factories. Their libraries are imported on first use."""
 
-import fnmatch
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,128 +11,8 @@ from ...errors import ConfigError
 from ...parallel.layout import Layout
 from ..imports import load_function
 from ._base import BuiltModel, plain, refuse_unknown
-
-_AUTO_CLASSES = {
-    "causal_lm": "AutoModelForCausalLM",
-    "masked_lm": "AutoModelForMaskedLM",
-    "sequence_classification": "AutoModelForSequenceClassification",
-    "token_classification": "AutoModelForTokenClassification",
-    "image_classification": "AutoModelForImageClassification",
-}
-_STYLES = {"colwise": "column", "rowwise": "row"}
-# Styles of embeddings and heads that may as well be whole on every rank: memory is all that they would save.
-_REPLICATED = {"colwise_rep", "colwise_gather_output", "embedding_rowwise"}
-
-
-def from_transformers(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
-    """{transformers: name or path, task: …, config: {…}, pretrained: …}.
-
-    With `config` the model is built from it, without any download (`model_type` there, or the name, says
-    which); `pretrained` (default: true without `config`) loads weights: safetensors only, and never code from
-    the hub. The number of classes and the vocabulary come from the data where `config` does not say them.
-    Weights are float32.
-    """
-    refuse_unknown("model.transformers", given, ["transformers", "task", "config", "pretrained"])
-    with _importing("transformers"):
-        import transformers
-    name, task = given["transformers"], given.get("task")
-    if task not in _AUTO_CLASSES:
-        raise ConfigError(f"model.task={task!r} of {name!r}: want one of {', '.join(_AUTO_CLASSES)}")
-    pretrained = bool(given.get("pretrained", given.get("config") is None))
-    with _importing("transformers"):  # the files of this one model are imported only here
-        config = _transformers_config(transformers, given, facts, pretrained)
-        auto = getattr(transformers, _AUTO_CLASSES[task])
-        if pretrained and torch.get_default_device().type != "meta":
-            module = auto.from_pretrained(
-                name, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-            )
-        else:
-            module = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    module.train()  # from_pretrained gives it in evaluation mode, from_config in training mode
-    resolved = json.loads(config.to_json_string(use_diff=False))
-    shape, dtype = _transformers_input(config, task, facts)
-    return BuiltModel(
-        module=module,
-        layout=_transformers_layout(module, config),
-        task=f"transformers.{task}",
-        spec={"transformers": name, "task": task, "config": resolved, "pretrained": pretrained},
-        input_shape=shape,
-        input_dtype=dtype,
-        input_range=getattr(config, "vocab_size", 0) if dtype == torch.int64 else 0,
-    )
-
-
-def _transformers_config(
-    transformers: Any, given: Mapping[str, Any], facts: Mapping, pretrained: bool
-) -> Any:
-    name, task, settings = given["transformers"], given["task"], given.get("config")
-    unset: dict[str, Any] = {}
-    if "classification" in task and facts.get("classes") is not None:
-        unset["num_labels"] = plain(facts["classes"])
-    if settings is None:
-        try:
-            return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **unset)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model.transformers={name!r} cannot be loaded: {error}") from error
-    if not pretrained and facts.get("vocabulary") is not None:
-        unset["vocab_size"] = plain(facts["vocabulary"])
-        # the library's special tokens lie beyond a small vocabulary, and serve text generation only
-        unset |= {"bos_token_id": None, "eos_token_id": None} if task.endswith("_lm") else {}
-    if "num_labels" in settings or "id2label" in settings:
-        unset.pop("num_labels", None)
-    values = {**unset, **settings}
-    kind = values.pop("model_type", name)
-    try:
-        return transformers.AutoConfig.for_model(kind, **values)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model.config of {kind!r} is refused by transformers: {error}") from error
-
-
-def _transformers_input(
-    config: Any, task: str, facts: Mapping[str, Any]
-) -> tuple[tuple[int, ...], torch.dtype]:
-    """One row of input as the data gives it, else as the config says it."""
-    if task == "image_classification":
-        size = getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else size
-        return (getattr(config, "num_channels", 3), height, width), torch.float32
-    longest = getattr(config, "max_position_embeddings", None) or 128
-    return (int(facts.get("length") or min(longest, 128)),), torch.int64
-
-
-def _transformers_layout(module: nn.Module, config: Any) -> Layout:
-    """What transformers says of its own model: its tensor-parallel plan and the modules not to be split."""
-    styles = dict(getattr(module, "_tp_plan", None) or {})
-    names = [name for name, _ in module.named_modules()]
-    # With any other style (sequence parallel, experts) there is no plan: half of one computes something else.
-    understood = set(styles.values()) <= {*_STYLES, *_REPLICATED}
-    plan = {
-        glob: _STYLES[style]
-        for glob, style in styles.items()
-        if understood and style in _STYLES and fnmatch.filter(names, glob)
-    }
-    divisible: dict[str, int] = {}
-    if plan:
-        divisible["attention heads"] = config.num_attention_heads
-        divisible["key-value heads"] = (
-            getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        )
-        if getattr(config, "intermediate_size", None):
-            divisible["mlp features"] = config.intermediate_size
-    return Layout(tensor_plan=plan, divisible=divisible, units=_transformers_units(module))
-
-
-def _transformers_units(module: nn.Module) -> tuple[str, ...]:
-    """The modules that transformers does not split, but for those that share a weight with a module outside."""
-    whole = set(getattr(module, "_no_split_modules", None) or ())
-    holders: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        holders.setdefault(id(parameter), []).append(name)
-    units = [name for name, part in module.named_modules() if type(part).__name__ in whole]
-    shared = [names for names in holders.values() if len(names) > 1]
-    return tuple(
-        unit for unit in units if all(len({n.startswith(f"{unit}.") for n in names}) == 1 for names in shared)
-    )
+from ._libraries import importing
+from ._transformers import from_transformers
 
 
 def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
@@ -144,7 +21,7 @@ def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
     Classes and input channels come from the data where `args` do not say them.
     """
     refuse_unknown("model.timm", given, ["timm", "pretrained", "args"])
-    with _importing("timm"):
+    with importing("timm"):
         import timm  # pyright: ignore[reportMissingImports] (an extra that few install)
     name, pretrained = given["timm"], bool(given.get("pretrained", False))
     args: dict[str, Any] = {}
@@ -215,33 +92,6 @@ def from_factory(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltMod
 def _sequential_order(module: nn.Module) -> tuple[str, ...]:
     composed = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
     return tuple(name for name, _ in module.named_children()) if composed else ()
-
-
-@contextmanager
-def _importing(library: str) -> Iterator[None]:
-    """A failed import becomes a ConfigError that says what to install.
-
-    Both libraries import torchvision, whose compiled part must fit torch: built for another torch, or for CUDA
-    beside a CPU torch, it fails at a missing operator, and transformers does so only when a model is first named.
-    """
-    try:
-        yield
-    except (ImportError, RuntimeError) as error:
-        causes = [error, *_causes(error)]
-        if not isinstance(error, ImportError) and "torchvision::" not in str(causes[-1]):
-            raise
-        hint = (
-            "install a torchvision built for this torch (same release, same CPU or CUDA build)"
-            if any("torchvision" in str(cause) for cause in causes)
-            else "install it with pip install 'forgepress[models]'"
-        )
-        raise ConfigError(f"model: {library} cannot be imported ({causes[-1]}); {hint}") from error
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    while (cause := error.__cause__) is not None:
-        yield cause
-        error = cause
 
 
 EXTERNAL: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], BuiltModel]] = {
