@@ -22,7 +22,7 @@ SOURCE_KINDS: dict[str, tuple[str, ...] | None] = {
     "text": ("length", "tokens", "valid_fraction"),
     "parquet": _TABLE,
     "json": _TABLE,
-    "csv": (*_TABLE, "separator"),
+    "csv": ("length", "tokenizer", "separator", "valid_fraction"),
     "lines": _TABLE,
     "arrow": _TABLE,
 }

@@ -76,18 +76,6 @@ def test_building_a_built_in_model_imports_no_model_library():
     )
 
 
-@pytest.fixture(scope="module")
-def torchvision_operators():
-    """A torchvision built for CUDA fails on a CPU torch unless its operators are declared."""
-    if torch._C._dispatch_has_kernel("torchvision::nms"):
-        yield
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield library
-
-
 TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 12}
 LIBRARY = {
     "bert": ("sequence_classification", TINY),
@@ -104,7 +92,7 @@ def from_library(name: str, **options) -> BuiltModel:
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_a_transformers_model_from_its_config_has_the_datas_sizes(name, torchvision_operators):
+def test_a_transformers_model_from_its_config_has_the_datas_sizes(name):
     pytest.importorskip("transformers")
     built = from_library(name)
     logits = built.module(*built.example(2)).logits
@@ -114,7 +102,7 @@ def test_a_transformers_model_from_its_config_has_the_datas_sizes(name, torchvis
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_a_transformers_model_is_rebuilt_from_its_spec(name, torchvision_operators):
+def test_a_transformers_model_is_rebuilt_from_its_spec(name):
     pytest.importorskip("transformers")
     built = from_library(name, seed=2)
     assert built.spec["pretrained"] is False
@@ -126,7 +114,7 @@ def test_a_transformers_model_is_rebuilt_from_its_spec(name, torchvision_operato
     }
 
 
-def test_a_pretrained_transformers_model_is_loaded_from_a_folder_in_float32(tmp_path, torchvision_operators):
+def test_a_pretrained_transformers_model_is_loaded_from_a_folder_in_float32(tmp_path):
     pytest.importorskip("transformers")
     saved = from_library("gpt2", seed=5).module
     saved.to(torch.bfloat16).save_pretrained(tmp_path)
@@ -137,7 +125,73 @@ def test_a_pretrained_transformers_model_is_loaded_from_a_folder_in_float32(tmp_
         assert torch.equal(parameter, saved.get_parameter(name).float()), name
 
 
-def test_llamas_own_tensor_plan_is_taken_and_gpt2_has_none(torchvision_operators):
+@pytest.fixture
+def saved(tmp_path):
+    """A BERT of five layers in a folder; its body's weights."""
+    spec = {"transformers": "bert", "task": "masked_lm", "config": {**TINY, "num_hidden_layers": 5}}
+    module = build_model(spec, data=FACTS, seed=3).module
+    module.save_pretrained(tmp_path)
+    return tmp_path, dict(module.named_parameters())
+
+
+def test_chosen_layers_of_a_pretrained_model_stay_under_a_new_head(saved):
+    pytest.importorskip("transformers")
+    folder, weights = saved
+    spec = {"transformers": str(folder), "task": "sequence_classification", "layers": [4, 1]}
+    built = build_model(spec, data=FACTS)
+    own = dict(built.module.named_parameters())
+    for name, parameter in own.items():
+        source = name.replace("layer.0.", "layer.4.")
+        if "classifier" not in name and "pooler" not in name:
+            assert torch.equal(parameter, weights[source]), name
+    assert built.module(*built.example(2)).logits.shape == (2, 3)
+    assert not any("layer.2" in name for name in own)
+    assert built.module.config.num_hidden_layers == 2
+    for again in (build_model(built.spec, device="meta"), build_model({**built.spec, "pretrained": False})):
+        assert {n: p.shape for n, p in again.module.named_parameters()} == {
+            n: p.shape for n, p in own.items()
+        }
+
+
+def test_changes_of_a_pretrained_models_own_config_keep_the_rest_of_it(saved):
+    pytest.importorskip("transformers")
+    folder, weights = saved
+    changes = {"hidden_dropout_prob": 0.0, "num_hidden_layers": 1, "attn_implementation": "eager"}
+    spec = {"transformers": str(folder), "task": "masked_lm", "pretrained": True, "config": changes}
+    built = build_model(spec)
+    config = built.module.config
+    assert (config.hidden_dropout_prob, config.intermediate_size, config.num_hidden_layers) == (0.0, 12, 1)
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(built.module.get_parameter(name), weights[name])
+    again = build_model(json.loads(json.dumps(built.spec)), device="meta").module
+    assert again.config._attn_implementation == config._attn_implementation == "eager"
+
+
+def test_weights_that_a_folder_lacks_and_layers_that_there_are_not_are_config_errors(saved):
+    pytest.importorskip("transformers")
+    spec = {"transformers": str(saved[0]), "task": "sequence_classification", "pretrained": True}
+    with pytest.raises(ConfigError, match=r"its weights lack 16 .*bert.encoder.layer.5"):
+        build_model({**spec, "config": {"num_hidden_layers": 6}})
+    for layers in ([5], [0, 0], [], [-1]):
+        with pytest.raises(ConfigError, match="different numbers from 0 to 4"):
+            build_model({**spec, "layers": layers})
+
+
+def test_a_model_in_an_installed_package_is_found(saved, monkeypatch):
+    pytest.importorskip("transformers")
+    folder, weights = saved
+    (folder / "carried").mkdir()
+    for file in [file for file in folder.iterdir() if file.is_file()]:
+        file.rename(folder / "carried" / file.name)
+    (folder / "carried" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(folder)
+    built = build_model({"transformers": "package:carried", "task": "masked_lm"})
+    name = "bert.encoder.layer.3.output.dense.weight"
+    assert torch.equal(built.module.get_parameter(name), weights[name])
+    assert built.spec["transformers"] == "package:carried"
+
+
+def test_llamas_own_tensor_plan_is_taken_and_gpt2_has_none():
     pytest.importorskip("transformers")
     layout = from_library("llama").layout
     assert layout.tensor_plan["model.layers.*.self_attn.q_proj"] == "column"
@@ -146,14 +200,14 @@ def test_llamas_own_tensor_plan_is_taken_and_gpt2_has_none(torchvision_operators
     assert from_library("gpt2").layout.tensor_plan == {}
 
 
-def test_a_unit_that_shares_a_weight_with_outside_is_no_unit(torchvision_operators):
+def test_a_unit_that_shares_a_weight_with_outside_is_no_unit():
     pytest.importorskip("transformers")
     spec = {"transformers": "bert", "task": "masked_lm", "config": TINY}
     units = build_model(spec, data=FACTS).layout.units
     assert units == ("bert.encoder.layer.0", "bert.encoder.layer.1")  # embeddings are tied to the head
 
 
-def test_a_config_that_transformers_refuses_is_a_config_error(torchvision_operators):
+def test_a_config_that_transformers_refuses_is_a_config_error():
     pytest.importorskip("transformers")
     with pytest.raises(ConfigError, match="'nonsense'"):
         build_model({"transformers": "nonsense", "task": "causal_lm", "config": {"n_layer": 1}})
@@ -161,7 +215,7 @@ def test_a_config_that_transformers_refuses_is_a_config_error(torchvision_operat
         build_model({"transformers": "./no/such/folder", "task": "causal_lm"})
 
 
-def test_a_timm_model_gets_classes_and_channels_of_the_data(torchvision_operators):
+def test_a_timm_model_gets_classes_and_channels_of_the_data():
     pytest.importorskip("timm")
     built = build_model({"timm": "test_vit"}, data={"classes": 3, "input_shape": (3, 160, 160)})
     assert built.module(*built.example(1)).shape == (1, 3)

@@ -163,7 +163,7 @@ def _keep_layers(module: nn.Module, there: int, layers: list[int]) -> None:
                 part.__dict__["layer_idx"] = number
     setattr(module.get_submodule(parent), child, kept)
     # Modules hold copies of the config, or one and the same.
-    held = [part.config for part in module.modules() if hasattr(part, "config")]
+    held: list[Any] = [part.config for part in module.modules() if hasattr(part, "config")]
     for own in {id(one): one for one in held}.values():
         if getattr(own, "layer_types", None):
             own.layer_types = [own.layer_types[number] for number in layers]
