@@ -4,6 +4,7 @@ A *source* gives rows by number, whole batches at a time; a *loader* decides whi
 data rank's part of them, and prepares the next ones meanwhile.
 """
 
+from .augment import Augment
 from .batch import Batch
 from .facts import facts
 from .load import load_source
@@ -13,6 +14,7 @@ from .transform import Transform, transformed
 
 __all__ = [
     "ArraySource",
+    "Augment",
     "Batch",
     "ColumnInfo",
     "Loader",

@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 """Word that says which kind of data → the other words it may have; inputs, targets and transform go with all."""
 
-_LOADERS_OWN = ("batch", "tail", "shuffle", "prefetch")
+_LOADERS_OWN = ("batch", "tail", "shuffle", "prefetch", "augment")
 _COMMON = ("inputs", "targets", "transform")
 
 
@@ -33,8 +33,8 @@ def load_source(spec: Mapping[str, Any] | str, split: str = "train") -> Source:
     """The source that a config's `data` asks for, transformed, ready for a Loader.
 
     spec:   a built-in name (digits); {idx: DIR}; {text: FILE, length: T, tokens: characters|bytes}; {parquet | json |
-            csv | lines: GLOB} or {arrow: DIR}, with length or tokenizer for text columns, and separator for csv; each
-            with inputs, targets, transform.
+            csv | lines: GLOB} or {arrow: DIR}, each with inputs, targets, transform. Text columns need length (bytes)
+            or tokenizer: {name: FOLDER or package:NAME, length, test_length, token_types}; csv may have a separator.
             Files can be {train: …, test: …}; a single text or table is split by valid_fraction (0.1).
             Also the whole `data` block with such a value under `source`; the loader's own words are passed over.
     split:  train or test.

@@ -2,15 +2,18 @@
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError, DataError
+from .augment import Augment
 from .batch import Batch
 from .device import placed, staged
 from .plan import Group, Plan, Tail
@@ -40,6 +43,7 @@ class Loader:
     pad_rows:     give every micro-batch of every rank the same number of rows, ceil(batch / (microbatches × ranks)).
     prefetch:     read-ahead of the thread, in reads of one or a few batches; 0: no thread. Small batches of sources
                   in memory are copied in the step itself, where that is cheaper than handing them over.
+    augment:      changes the pictures of the column inputs, another way in every epoch.
     device:       where batches end up; CUDA batches go through page-locked memory without waiting.
     raises:       ConfigError for numbers that do not fit together; DataError when an epoch has no batch.
     """
@@ -57,6 +61,7 @@ class Loader:
         tail: Tail = "keep",
         pad_rows: bool = False,
         prefetch: int = 2,
+        augment: Augment | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         _check(
@@ -79,7 +84,7 @@ class Loader:
                 "data.batch, or tail: keep"
             )
         self._device = None if device is None else torch.device(device)
-        self._depth = prefetch
+        self._depth, self._augment = prefetch, augment
         self._epoch = self._consumed = 0
         self._waited = 0.0
         self._ready: deque[Batch] = deque()
@@ -105,7 +110,7 @@ class Loader:
     def threaded(self) -> bool:
         """Whether a thread makes batches ahead (chosen by source and size)."""
         is_cheap = getattr(self._source, "resident", False) and self._row_bytes() <= _IN_STEP_BYTES
-        return self._depth > 0 and not is_cheap
+        return self._depth > 0 and not (is_cheap and self._augment is None)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches left in the current epoch; after its end the next call gives the next epoch."""
@@ -197,7 +202,8 @@ class Loader:
     def _start(self) -> None:
         size = min(max(_GROUP_BYTES // max(self._row_bytes(), 1), 1), _GROUP, self._plan.batches)
         planned = self._plan.groups(self._epoch, self._consumed, max(_PLANNED // size, 1) * size)
-        self._groups = _read(self._source, planned, size, self._device)
+        change = partial(_augmented, self._augment, self._plan.seed) if self._augment else None
+        self._groups = _read(self._source, planned, size, self._device, change)
         if self.threaded:
             self._prefetcher = Prefetcher(self._groups, depth=self._depth)
             # Also called when the loader is dropped or the interpreter ends.
@@ -210,12 +216,18 @@ class Loader:
 
 
 def _read(
-    source: Source, planned: Iterator[Group], size: int, device: torch.device | None
+    source: Source,
+    planned: Iterator[Group],
+    size: int,
+    device: torch.device | None,
+    change: Callable[[dict[str, Tensor], np.ndarray, int], dict[str, Tensor]] | None,
 ) -> Iterator[list[Batch]]:
     """Up to ``size`` batches at a time from one gather; a function, so that the thread holds no loader."""
     for group in (piece for plan in planned for piece in plan.pieces(size)):
         single = len(group.rows) == 1
-        gathered = staged(source.gather(group.rows[0] if single else np.concatenate(group.rows)), device)
+        rows = group.rows[0] if single else np.concatenate(group.rows)
+        columns = source.gather(rows)
+        gathered = staged(change(columns, rows, group.epoch) if change else columns, device)
         if single:
             pieces = [gathered]
         else:
@@ -228,6 +240,14 @@ def _read(
                 zip(pieces, group.parts, group.real, group.rows, strict=True)
             )
         ]
+
+
+def _augmented(
+    augment: Augment, seed: int, columns: dict[str, Tensor], rows: np.ndarray, epoch: int
+) -> dict[str, Tensor]:
+    if "inputs" not in columns:
+        raise DataError(f"data.augment changes the column inputs; the data have {', '.join(columns)}")
+    return {**columns, "inputs": augment(columns["inputs"], rows, seed=seed, epoch=epoch)}
 
 
 def _check(**given: Any) -> None:

@@ -30,7 +30,7 @@ def split_rows(rows: int, valid_fraction: float, split: Split) -> np.ndarray:
     raises: DataError when the part is empty.
     """
     number = np.arange(rows, dtype=np.uint64)
-    tested = _mixed(number) < np.uint64(valid_fraction * 2**64)
+    tested = mixed(number) < np.uint64(valid_fraction * 2**64)
     chosen = np.flatnonzero(tested if split == "test" else ~tested)
     if not len(chosen):
         raise DataError(
@@ -40,9 +40,9 @@ def split_rows(rows: int, valid_fraction: float, split: Split) -> np.ndarray:
     return chosen
 
 
-def _mixed(number: np.ndarray) -> np.ndarray:
+def mixed(number: np.ndarray) -> np.ndarray:
     """Evenly spread 64-bit hashes. source: Steele et al. 2014, SplittableRandom's finalizer (splitmix64)."""
-    mixed = (number + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    bits = (number + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -160,6 +160,7 @@ def techniques() -> str:
 def models() -> str:
     """The page on the built-in models and their settings."""
     from forgepress.trainer.models import _registry
+    from forgepress.trainer.models.external import EXTERNAL
 
     lines = [NOTE, "# Models", ""]
     lines += [
@@ -170,6 +171,8 @@ def models() -> str:
     ]
     for name, kind in sorted(_registry().items()):
         lines += _dataclass_section(name, kind)
+    for name, builder in EXTERNAL.items():
+        lines += [f"## `{name}`: others' models", "", *_docstring(builder), ""]
     return _page(lines)
 
 

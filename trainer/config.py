@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serial
 
 from .config_errors import refusal
 from .config_parts import (
+    AugmentConfig,
     BestConfig,
     CheckpointConfig,
     Count,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..compression.technique import Technique
 
 __all__ = [
+    "AugmentConfig",
     "BestConfig",
     "CheckpointConfig",
     "DataConfig",

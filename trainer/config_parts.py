@@ -42,6 +42,15 @@ class TransformConfig(Part):
     """Give every sample as one vector."""
 
 
+class AugmentConfig(Part):
+    """What is done at random to pictures of the training split, another way in every epoch."""
+
+    crop: Every = 0
+    """Pixels by which the picture may move in each direction; what comes in is 0."""
+    flip: bool = False
+    """Mirror left and right every second time."""
+
+
 class DataConfig(Part):
     """Where samples come from and how they become global batches."""
 
@@ -59,6 +68,8 @@ class DataConfig(Part):
     prefetch: Annotated[int, Field(ge=0)] = 2
     """Batches prepared ahead of the step."""
     transform: TransformConfig = TransformConfig()
+    augment: AugmentConfig | None = None
+    """Draws depend on (seed, epoch, row) alone: the same on every mesh and after a resume."""
 
     def spec(self) -> dict[str, Any]:
         """These settings as the plain dict that `dataloading.load_source` takes, without empty keys."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..dataloading import Loader, Source, facts, load_source
+from ..dataloading import Augment, Loader, Source, facts, load_source
 from ..parallel import Mesh
 from .config import RunConfig
 
@@ -47,6 +47,7 @@ def open_data(config: RunConfig, mesh: Mesh) -> RunData:
         "pad_rows": pad_rows,
         "device": mesh.device,
     }
+    augment = config.data.augment
     loader = Loader(
         train,
         batch=config.data.batch,
@@ -54,6 +55,7 @@ def open_data(config: RunConfig, mesh: Mesh) -> RunData:
         shuffle=config.data.shuffle,
         tail=config.data.tail,
         prefetch=config.data.prefetch,
+        augment=Augment(**augment.model_dump()) if augment else None,
         **common,
     )
     held_out = None

@@ -16,6 +16,7 @@ BUILT_IN = {
     "lenet_5": "lenet_5",
     "conv_bn": {"name": "conv_bn", "widths": [3, 5], "input_shape": [3, 7, 9], "classes": 4},
     "gpt": GPT,
+    "vgg": {"name": "vgg", "stages": [[3, 5], [4], [7]], "input_shape": [3, 7, 9], "classes": 4},
 }
 
 
@@ -76,6 +77,15 @@ def test_conv_bn_stops_pooling_when_the_image_is_one_pixel():
     built = build_model({"name": "conv_bn", "widths": [2, 2, 2, 2, 2], "input_shape": [1, 8, 8]})
     assert sum(isinstance(part, nn.MaxPool2d) for part in built.module.modules()) == 3
     assert built.module(torch.zeros(2, 64)).shape == (2, 10)
+
+
+def test_vgg_halves_the_picture_between_stages_and_has_the_parameters_counted_by_hand():
+    built = build_model(BUILT_IN["vgg"])
+    convolutions = 9 * (3 * 3 + 3 * 5 + 5 * 4 + 4 * 7) + 2 * (3 + 5 + 4 + 7)
+    assert parameters(built) == convolutions + 7 * 4 + 4
+    assert built.module[: built.layout.order.index("mean")](*built.example(2)).shape == (2, 7, 1, 2)
+    with pytest.raises(ConfigError, match="cannot be halved 2 times"):
+        build_model({**BUILT_IN["vgg"], "input_shape": [3, 3, 9]})
 
 
 @pytest.mark.parametrize("name", ["lenet_300_100", "lenet_5"])
