@@ -68,11 +68,14 @@ class Page:
         """Stores `step` (optimizer steps finished), `where` (24 bytes are kept) and the time."""
         if self._first is None:
             self._first = step
-        _BEAT.pack_into(self.memory, self._start, step, self._first, time.monotonic(), allow, where.encode())
+        # One copy of a whole record: `pack_into` fills with zeros first, and who reads just then sees no beat at all.
+        record = _BEAT.pack(step, self._first, time.monotonic(), allow, where.encode())
+        self.memory[self._start : self._start + _BEAT.size] = record
 
     def alive(self) -> None:
         """Stores the time and the process id: a sign of life that does not depend on progress."""
-        _ALIVE.pack_into(self.memory, self._start + _ALIVE_AT, time.monotonic(), os.getpid())
+        begin = self._start + _ALIVE_AT
+        self.memory[begin : begin + _ALIVE.size] = _ALIVE.pack(time.monotonic(), os.getpid())
 
     def set_status(self, status: int) -> None:
         """RUNNING, FINISHED or FAILED."""

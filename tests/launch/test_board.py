@@ -1,9 +1,10 @@
 import io
 import math
+from typing import Any
 
 from forgepress.errors import ConfigError, ForgepressError
 from forgepress.launch import Place, Watch
-from forgepress.launch.board import FAILED, RUNNING, Board, Failure
+from forgepress.launch.board import FAILED, PAGE, RUNNING, Board, Failure, Page
 from forgepress.launch.logs import Tee
 from forgepress.launch.rank import run_rank
 from forgepress.launch.watch import cause_line, exit_code_of
@@ -18,6 +19,24 @@ def test_pages_of_a_board_are_read_as_they_were_written():
     assert standing.where.startswith("ein sehr langer Name") and standing.status == RUNNING
     assert board.pages[1].read().step == -1
     board.close()
+
+
+def test_who_reads_at_any_moment_sees_the_beat_before_or_this_one():
+    seen: list[int] = []
+
+    class Read(
+        bytearray
+    ):  # a writer that is put aside by the system is looked at before and after each store
+        def __setitem__(self, place: Any, value: Any) -> None:
+            seen.append(page.read().step)
+            super().__setitem__(place, value)
+            seen.append(page.read().step)
+
+    page = Page(Read(PAGE))  # pyright: ignore[reportArgumentType]
+    for step in (4, 5):
+        page.beat(step, "forward")
+        page.alive()
+    assert seen == [-1, 4, 4, 4, 4, 5, 5, 5]
 
 
 def test_a_failure_of_any_length_and_script_fits_on_its_page():
