@@ -10,16 +10,19 @@ from .quantile import exact_quantile
 from .registry import build, name_of, technique_class, techniques
 from .replay import kept_zeros, replay
 from .run import Run
-from .technique import Check, Record, State, Technique
+from .technique import Check, Record, State, Technique, Traits
+from .together import Refusal, refusals
 from .weight import Weight, local_of, weights_of
 
 __all__ = [
     "Chain",
     "Check",
     "Record",
+    "Refusal",
     "Run",
     "State",
     "Technique",
+    "Traits",
     "Weight",
     "build",
     "exact_quantile",
@@ -27,6 +30,7 @@ __all__ = [
     "local_of",
     "matching_names",
     "name_of",
+    "refusals",
     "replay",
     "technique_class",
     "techniques",

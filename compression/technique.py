@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -40,6 +40,18 @@ class Check:
         if self.at_least:
             return self.achieved >= self.requested - self.tolerance
         return abs(self.achieved - self.requested) <= self.tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What `together.refusals` must know to tell which techniques go together."""
+
+    writes: Literal["", "dense", "working"] = ""
+    """Where ``after_step`` writes: into the weights that the optimizer moves, or by `Weight.project` before them."""
+    gives: Literal["", "zeros", "grid", "shapes"] = ""
+    """What it delivers and later phases must keep."""
+    owns: bool = True
+    """Whether it decides which zeros or values there are; a penalty only draws towards them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +122,10 @@ class Technique:
         Collective: called on all ranks at the same step. A line that does not hold stops the run.
         """
         return []
+
+    def traits(self) -> Traits:
+        """What it does to weights, for the rules about which techniques go together."""
+        return Traits()
 
     def settings(self) -> dict[str, Any]:
         """The fields as JSON-able values."""

@@ -10,6 +10,7 @@ from pathlib import Path as FilePath
 
 from torch import nn
 
+from ..compression import Technique, refusals
 from ..errors import ConfigError
 from ..parallel import Mesh
 from ..parallel.pipeline import STAGES_PER_RANK, check_separable, plan_stages
@@ -185,9 +186,11 @@ def check_techniques(
     alone) on the way; where a technique cannot do that without numbers, what comes after it is not checked.
     """
     phases: list[list[tuple[float, list[str]]]] = []
+    together: list[list[tuple[Technique, frozenset[str]]]] = []
     known = True
     for index, phase in enumerate(config.phases):
         phases.append([])
+        together.append([])
         for number, entry in enumerate(phase.techniques):
             technique = entry.build()
             names = technique.matched(module)
@@ -195,6 +198,7 @@ def check_techniques(
             if not names and known:
                 found.problem(path, _nothing_matched(entry, technique.match, module))
             phases[-1].append((technique.bytes_per_weight, names))
+            together[-1].append((technique, frozenset(names)))
             if technique.changes_model and known:
                 try:
                     technique.prepare(module)
@@ -203,6 +207,8 @@ def check_techniques(
                     found.note(
                         f"{entry.name} needs numbers to prepare ({error}): matches after it are not checked"
                     )
+    for refusal in refusals(together):
+        found.problem(("phases", refusal.phase, "techniques", refusal.technique), refusal.message)
     return phases
 
 

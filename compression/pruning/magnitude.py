@@ -13,7 +13,7 @@ from ..matching import matching_names
 from ..quantile import exact_quantile
 from ..ramp import Ramp, ramped
 from ..run import Run
-from ..technique import Check, Record, State, Technique
+from ..technique import Check, Record, State, Technique, Traits
 from ..weight import Weight
 from ._mask import hold, hold_gradient, mask_of, refuse_beyond, rounded_share, sparsity_check
 
@@ -115,6 +115,10 @@ class Magnitude(Technique):
         if self.scope == "per_layer":
             return matching_names(shapes, tuple(self._shares()))
         return matching_names(shapes, self.match)
+
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(writes="dense", gives="zeros")
 
     # ── when, where, how much
 

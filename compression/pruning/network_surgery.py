@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..quantile import exact_quantile
 from ..ramp import ramped
 from ..run import Run
-from ..technique import Check, Record, State, Technique
+from ..technique import Check, Record, State, Technique, Traits
 from ..weight import Weight
 from ._mask import as_factor, hold, mask_of, refuse_beyond, rounded_share, sparsity_check
 
@@ -114,6 +114,10 @@ class NetworkSurgery(Technique):
             return [sparsity_check(run, weights, wanted)]
         pruned = run.total(weights, [(~mask_of(run, w)).sum() for w in weights])
         return [sparsity_check(run, weights, float(pruned) / count)]
+
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(writes="working", gives="zeros")
 
     def finalize(self, model: nn.Module, state: State) -> Record:
         """Name the parameters whose zeros are delivered."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..run import Run
-from ..technique import Check, Record, State, Technique
+from ..technique import Check, Record, State, Technique, Traits
 from ..weight import Weight
 from ._mask import zero_fraction
 
@@ -83,6 +83,10 @@ class SparsityPenalty(Technique):
     def finalize(self, model: nn.Module, state: State) -> Record:
         """Name the parameters whose exact zeros later phases keep (proximal form)."""
         return {"zeros": self.matched(model) if self.form == "proximal" and self.kind != "l2" else []}
+
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(writes="dense", gives="zeros", owns=False) if self.form == "proximal" else Traits()
 
     def _add_derivative(self, weight: Weight) -> None:
         grad, local, strength = weight.grad, weight.local, self.strength
