@@ -60,6 +60,7 @@ class Logbook:
         seconds = max(now - then - self._not_steps, 1e-9)
         self._window, self._not_steps = (step, now, wait_seconds), 0.0
         self.final_loss = steps.take_loss(step - since)
+        terms = steps.terms()
         if self._mesh.rank:
             return
         values: dict[str, Any] = {
@@ -75,7 +76,7 @@ class Logbook:
         if steps.skipped:
             values["skipped_steps"] = steps.skipped
         logged = {name: float(value) for name, value in steps.chain.run.logged.items()}
-        self.trackers.log(values | _achieved(checks) | logged)
+        self.trackers.log(values | _achieved(checks) | logged | terms)
         self.progress.update(step, loss=self.final_loss, samples=samples, wait_seconds=wait_seconds)
 
     def evaluation(self, step: int, metrics: Mapping[str, float], checks: Checks) -> None:

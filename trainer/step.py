@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..dataloading import Batch
@@ -137,6 +138,21 @@ class Steps:
         culprit = blame(self.chain.run, self.assembly.names, self._mesh)
         total = self._mesh.reduce(loss.detach(), "sum", ("pipeline", *DATA_AXES))
         return diverged(global_step, self.assembly.phase.name, float(total), culprit)
+
+    def terms(self) -> dict[str, float]:
+        """The inner losses of the last step by their names, over the whole mesh. Collective."""
+        held = self.chain.run.attached
+        names = sorted(held)
+        if self._mesh.pipeline > 1 and self.chain.techniques:  # stages have terms of their own
+            everyone: list[Any] = [None] * self._mesh.world
+            dist.all_gather_object(everyone, names)
+            names = sorted({name for theirs in everyone for name in theirs})
+        if not names:
+            return {}
+        zero = torch.zeros((), device=self._mesh.device)
+        values = torch.stack([held.get(name, zero).float() for name in names])
+        values = self._mesh.reduce(values, "sum", ("pipeline", *DATA_AXES))
+        return dict(zip(names, values.tolist(), strict=True))
 
     def take_loss(self, steps: int) -> float:
         """Mean loss of the last ``steps`` steps over the whole mesh; starts the sum anew. Collective."""

@@ -62,6 +62,21 @@ def test_an_inner_loss_and_a_watched_activation_are_those_of_one_process(mesh: s
     )
 
 
+@pytest.mark.parametrize("mesh", ["replicate=2", "pipeline=2 x shard=2"])
+def test_the_trackers_get_an_inner_loss_of_the_whole_mesh(mesh: str, tmp_path: Path) -> None:
+    tracking = {"tracking": {"every": 1}, "phases": PHASES[:1]}
+    run(config(tmp_path / "there", MESHES[mesh], **tracking))
+    run(config(tmp_path / "alone", {}, **tracking))
+    there, expected = (terms(tmp_path / name) for name in ("there", "alone"))
+    assert len(expected) == 6 and min(expected) > 0.0
+    assert there == pytest.approx(expected, rel=1e-4)
+
+
+def terms(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["inner_loss"] for line in lines if line["kind"] == "train"]
+
+
 def test_an_inner_loss_moves_the_layers_before_it() -> None:
     with_it, without = alone()[0].tensors, alone(1e-9)[0].tensors
     assert not torch.allclose(with_it["end-0/model/fc1.weight"], without["end-0/model/fc1.weight"], rtol=1e-3)
