@@ -4,6 +4,7 @@ A new technique is picked up by itself: the folder is the registry, `Technique.c
 """
 
 import functools
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,21 @@ THEN = {
     "shard=2 x tensor=2": "pipeline=2 x shard=2",
     "pipeline=2 x shard=2 x tensor=2": "shard=3",
 }
-CASES = [(name, variant) for name, kind in techniques().items() for variant in range(len(kind.contract))]
+EVERYTHING = bool(os.environ.get("FORGEPRESS_EVERYTHING"))  # every variant on every mesh: three times as long
+
+
+def cases() -> list[Any]:
+    """Every technique on every mesh with its first settings; its further ones on three meshes each, in turn."""
+    meshes, found = list(MESHES), []
+    for name, kind in techniques().items():
+        for variant in range(len(kind.contract)):
+            some = {meshes[(3 * variant + further) % len(meshes)] for further in range(3)}
+            for mesh in meshes:
+                if variant == 0 or EVERYTHING or mesh in some:
+                    found.append(pytest.param(name, variant, mesh, id=f"{name}-{variant}-{mesh}"))
+    return found
+
+
 SAVE_AT, STEPS = 4, 8
 COSINE = {"schedule": {"name": "cosine"}}
 
@@ -94,8 +109,7 @@ def alone(name: str, variant: int) -> Trace:
         return run(config_of(settings_of(name, variant), {}, Path(folder) / "alone"))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize(("name", "variant"), CASES, ids=[f"{name}-{variant}" for name, variant in CASES])
+@pytest.mark.parametrize(("name", "variant", "mesh"), cases())
 def test_gives_the_result_of_one_process_also_when_another_mesh_goes_on(
     name: str, variant: int, mesh: str, tmp_path: Path
 ) -> None:
