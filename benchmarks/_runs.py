@@ -1,0 +1,50 @@
+"""Runs of the command line as benchmarks make them: finished ones are not trained again."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def train(
+    config: str, runs: Path, name: str, words: Sequence[str] = (), *, ranks: int = 1, timeout: int = 3600
+) -> dict[str, Any]:
+    """The summary of examples/`config` with overrides `words`, in the folder `runs`/`name`.
+
+    timeout: seconds without progress that count as a hang; generous, for machines that are shared.
+    """
+    settings = [f"name={name}", f"checkpoint.folder={runs}", f"parallel.timeout={timeout}", *words]
+    command = [sys.executable, "-m", "forgepress.launch", "train", f"examples/{config}", *settings]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONSAFEPATH": "1"}
+    subprocess.run([*command, "--ranks", str(ranks)], cwd=ROOT, env=environment, check=True)
+    return json.loads((runs / name / "summary.json").read_text())
+
+
+def error_of(metrics: dict[str, float]) -> float:
+    """Test error in percent."""
+    return 100 * (1 - metrics["accuracy"])
+
+
+def artifact(summary: dict[str, Any], format: str) -> dict[str, Any]:
+    """The entry of one artifact in a summary."""
+    return next(entry for entry in summary["artifacts"] if entry["format"] == format)
+
+
+def speed_up(entry: dict[str, Any], batch: int) -> float:
+    """How many times faster the reloaded artifact is than the dense model, one thread, medians."""
+    return entry["latency_ms"]["cases"][f"batch {batch}, 1 thread"]["speed_up"]
+
+
+def row(case: str, values: Sequence[float], unit: str, digits: int = 3) -> dict[str, Any]:
+    """Mean over seeds, with the range where there are several."""
+    line: dict[str, Any] = {"case": case, "value": round(statistics.mean(values), digits), "unit": unit}
+    if len(values) > 1:
+        spread = {"low": round(min(values), digits), "high": round(max(values), digits)}
+        line |= {**spread, "repeats": len(values)}
+    return line
