@@ -5,6 +5,7 @@ them sees, `Weight` is one parameter on any mesh, `exact_quantile` the threshold
 """
 
 from .chain import Chain
+from .distillation import Teacher
 from .matching import matching_names
 from .quantile import exact_quantile
 from .registry import build, name_of, technique_class, techniques
@@ -21,6 +22,7 @@ __all__ = [
     "Refusal",
     "Run",
     "State",
+    "Teacher",
     "Technique",
     "Traits",
     "Weight",

@@ -120,6 +120,8 @@ class Chain:
     def finish(self) -> None:
         """The phase ends: working values become the only ones, and nobody watches modules any more."""
         self.run.unhook()
+        if self.run.teacher is not None:
+            self.run.teacher.close()
         for weight in self.run.all_weights:
             weight.forget_dense()
 

@@ -12,7 +12,8 @@ def matching_names(shapes: Mapping[str, Sequence[int]], match: str | Sequence[st
     """Names out of ``shapes`` (name → global shape) that ``match`` selects, in the order of ``shapes``.
 
     match: ``weights`` = every parameter of two or more dims (filters, matrices, embeddings; no biases and no
-        norms); otherwise globs over the full names; a pattern that begins with ``!`` takes names away again.
+        norms, and nothing whose own name begins with ``_``: such parameters help a technique and do not stay);
+        otherwise globs over the full names; a pattern that begins with ``!`` takes names away again.
     """
     patterns = [match] if isinstance(match, str) else list(match)
     wanted = [p for p in patterns if not p.startswith("!")] or [WEIGHTS]
@@ -25,4 +26,6 @@ def matching_names(shapes: Mapping[str, Sequence[int]], match: str | Sequence[st
 
 
 def _fits(name: str, shape: Sequence[int], pattern: str) -> bool:
-    return len(shape) >= 2 if pattern == WEIGHTS else fnmatchcase(name, pattern)
+    if pattern == WEIGHTS:
+        return len(shape) >= 2 and not name.rpartition(".")[2].startswith("_")
+    return fnmatchcase(name, pattern)

@@ -57,8 +57,13 @@ class Run:
         modules: Mapping[str, nn.Module] | None = None,
         over_rows: Reduce | None = None,
         now: Any = None,
+        teacher: Any = None,
+        items_mask: Callable[[Mapping[str, Tensor], Tensor | None, Tensor], Tensor] | None = None,
     ) -> None:
-        """reduce, over_rows: how to combine over other ranks (None: this process is alone); see the calls below."""
+        """reduce, over_rows: how to combine over other ranks (None: this process is alone); see the calls below.
+        teacher: whom techniques of distillation ask: a `Teacher`, or a function of their ``teacher`` that gives one.
+        items_mask: see `items_mask` (None: every place of a real row counts).
+        """
         self.all_weights = list(weights)
         self.steps = steps
         self.seed = seed
@@ -72,6 +77,8 @@ class Run:
         self.items: float | Tensor = 1.0
         self.loss_scale: float | Tensor = 1.0  # of float16 training
         self.attached: dict[str, Tensor] = {}
+        self.teacher = teacher
+        self._items_mask = items_mask
         self._over_rows: Reduce = over_rows or _alone
         self._hooks: list[Any] = []
         self.buffers: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -182,6 +189,16 @@ class Run:
         Collective over those ranks; put all that a stage has to say into one call.
         """
         return self._over_rows(x, operation)
+
+    def items_mask(self, columns: Mapping[str, Tensor], valid: Tensor | None, logits: Tensor) -> Tensor:
+        """Which places of the logits [rows, …, classes] the loss counts: bool [rows, …], no padding, nothing ignored.
+
+        columns, valid: those of the micro-batch that the logits are of.
+        """
+        if self._items_mask is not None:
+            return self._items_mask(columns, valid, logits)
+        real = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+        return real if valid is None else real & valid.view(-1, *[1] * (real.ndim - 1))
 
     # ── state: saved in the checkpoint, resharded on resume
 

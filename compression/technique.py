@@ -74,6 +74,8 @@ class Technique:
     bytes_per_weight: ClassVar[float] = 0.0
     """Extra memory in bytes for each weight it matches, for the estimate of ``forgepress check``."""
 
+    needs_teacher: ClassVar[bool] = False
+    """True where it learns from a teacher, which its field ``teacher`` names."""
     trains: ClassVar[bool] = True
     """False: it only looks. A phase in which no technique trains runs forward passes and moves nothing."""
     delivers: ClassVar[tuple[str, ...]] = ()

@@ -13,6 +13,7 @@ from ..compression.pruning._mask import hold, mask_of, sparsity_check
 from ..compression.pruning.magnitude import Magnitude
 from ..compression.quantile import exact_quantile
 from ..parallel import Layout
+from ..trainer.models.gpt import Block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,3 +243,34 @@ class Watcher(Technique):
 
     def rebuild(self, model: nn.Module, record: Record) -> None:
         """The buffer is there since ``prepare``."""
+
+
+class _Tokens(nn.Module):
+    """[B, …] → [B, 8, 8]: the lines of a picture as tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), 8, 8)
+
+
+class _Pool(nn.Module):
+    """[B, T, W] → [B, W]: the mean over tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def attentive(width: int, heads: int) -> nn.Module:
+    """A transformer block over the lines of an 8 × 8 picture; its MLP can be divided, its attention is left whole."""
+    layers: dict[str, nn.Module] = {
+        "tokens": _Tokens(),
+        "embed": nn.Linear(8, width),
+        "block": Block(width, heads, 2, 0.0),
+        "pool": _Pool(),
+        "head": nn.Linear(width, 10),
+    }
+    module = nn.Sequential()
+    for name, layer in layers.items():
+        module.add_module(name, layer)
+    plan = {"block.mlp.up": "column", "block.mlp.down": "row"}
+    module.layout = Layout(order=tuple(layers), tensor_plan=plan)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    return module

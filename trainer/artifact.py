@@ -3,11 +3,13 @@
 Nothing here unpickles, and nothing imports code that the artifact names unless the caller says so.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
@@ -25,7 +27,10 @@ from .artifact_files import (
     write_tensors,
 )
 
-__all__ = ["find_artifact", "folder_bytes", "load", "read_artifact", "record", "save_artifact"]
+if TYPE_CHECKING:
+    from .models import BuiltModel
+
+__all__ = ["find_artifact", "folder_bytes", "load", "load_built", "read_artifact", "record", "save_artifact"]
 
 Format = Literal["safetensors", "packed"]
 Factory = Callable[..., nn.Module]
@@ -106,13 +111,26 @@ def load(
     folder = find_artifact(path)
     manifest = read_manifest(folder)
     module = _bare(folder, manifest, factory, trust_factory)
-    if manifest["plan"]:
-        from ..compression import replay
-
-        replay(module, manifest["plan"])
-    _check_fit(folder, module, manifest)
+    _reshape(folder, module, manifest)
     _fill(module, read_tensors(folder, manifest))
     return module.eval()
+
+
+def load_built(path: str | Path, *, trust_factory: bool = False, device: str = "cpu") -> BuiltModel:
+    """As `load`, with all that a run needs to know of the model, in training mode.
+
+    device: "meta" for shapes alone; no tensor is then read.
+    """
+    from .models import build_model
+
+    folder = find_artifact(path)
+    manifest = read_manifest(folder)
+    _refuse_factory(folder, manifest["model"], trust_factory)
+    built = build_model(manifest["model"], seed=0, device=device)
+    _reshape(folder, built.module, manifest)
+    if device != "meta":
+        _fill(built.module, read_tensors(folder, manifest))
+    return built
 
 
 def read_artifact(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -181,15 +199,29 @@ def _bare(
     if factory is not None:
         made = factory(**given.get("args", {}))
         return made if isinstance(made, nn.Module) else made.module  # or a BuiltModel
-    if given.get("factory") is not None and not trust_factory:
-        raise CheckpointError(
-            f"artifact {folder}: its model is made by the Python function {given['factory']!r}, which is imported "
-            "and run; pass factory=… to load() with your own function, or trust_factory=True if you trust the file"
-        )
+    _refuse_factory(folder, given, trust_factory)
     from .models import build_model
 
     # Pretrained weights would be read to be overwritten, and their files may not be here.
     return build_model({**given, "pretrained": False} if given.get("pretrained") else spec, seed=0).module
+
+
+def _refuse_factory(folder: Path, spec: Mapping[str, Any] | str, trust_factory: bool) -> None:
+    name = spec.get("factory") if isinstance(spec, Mapping) else None
+    if name is not None and not trust_factory:
+        raise CheckpointError(
+            f"artifact {folder}: its model is made by the Python function {name!r}, which is imported "
+            "and run; pass factory=… to load() with your own function, or trust_factory=True if you trust the file"
+        )
+
+
+def _reshape(folder: Path, module: nn.Module, manifest: Mapping[str, Any]) -> None:
+    """What the phases did to the model's shape, done again; then every tensor must have its place."""
+    if manifest["plan"]:
+        from ..compression import replay
+
+        replay(module, manifest["plan"])
+    _check_fit(folder, module, manifest)
 
 
 def _check_fit(folder: Path, module: nn.Module, manifest: Mapping[str, Any]) -> None:

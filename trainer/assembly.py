@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from ..compression.pruning.keep_zeros import KeepZeros
 from ..compression.replay import PlanEntry
 from ..errors import ConfigError
 from ..parallel import AXES, Mesh, NativeEngine
-from ..parallel.split import module_costs
 from .config import PhaseConfig, RunConfig
 from .gradients import PARTS
 from .models import BuiltModel, build_model
 from .optimizers import build_optimizer
-from .precision import autocast
+from .precision import compute_in
 from .tasks import Task, task_for
+from .teacher import Teachers
+from .teacher_fit import fit
 
 SAME_STAGE = tuple(axis for axis in AXES if axis != "pipeline")
 Facts = Mapping[str, Any]
@@ -76,6 +78,16 @@ def techniques_of(phase: PhaseConfig, plan: Sequence[PlanEntry]) -> list[Techniq
     return keep + [technique.build() for technique in phase.techniques]
 
 
+def techniques_for(
+    config: RunConfig, phase: PhaseConfig, plan: Sequence[PlanEntry], facts: Facts
+) -> list[Technique]:
+    """As `techniques_of`; those that learn from a teacher know both models.
+
+    raises: ConfigError where student and teacher do not go together.
+    """
+    return fit(techniques_of(phase, plan), partial(whole_model, config, plan, facts), config, facts)
+
+
 def assemble(
     config: RunConfig,
     phase: PhaseConfig,
@@ -92,7 +104,7 @@ def assemble(
     raises: ConfigError where model, mesh and techniques do not go together.
     """
     built = whole_model(config, plan, facts)
-    techniques = techniques_of(phase, plan)
+    techniques = techniques_for(config, phase, plan, facts)
     for technique in techniques:
         technique.prepare(built.module)
     _refuse_idle(techniques, built.module, phase)
@@ -105,11 +117,11 @@ def assemble(
         schedule=parallel.schedule,
         microbatches=parallel.microbatches,
         stages=parallel.stages,
-        costs=_costs(built) if mesh.pipeline > 1 and parallel.stages is None else None,
+        costs=built.stage_costs() if mesh.pipeline > 1 and parallel.stages is None else None,
     )
-    if config.precision != "fp32":
-        for part in engine.parts:
-            _compute_in(part, config.precision, mesh.device)
+    for part in engine.parts:
+        compute_in(part, config.precision, mesh.device)
+    task = _task(built.task, items_per_row)
     coordinates = {axis: mesh.coordinates[axis] for axis in PARTS if axis != "pipeline"}
     weights = weights_of(engine.parameters(), coordinates)
     return Assembly(
@@ -118,8 +130,8 @@ def assemble(
         engine=engine,
         weights=weights,
         optimizer=make_optimizer(config, phase, weights),
-        chain=make_chain(config, techniques, weights, mesh, steps, engine),
-        task=_task(built.task, items_per_row),
+        chain=make_chain(config, techniques, weights, mesh, facts, task, engine, steps=steps),
+        task=task,
         plan=list(plan),
         names=names,
     )
@@ -151,14 +163,6 @@ def _refuse_idle(techniques: Sequence[Technique], model: nn.Module, phase: Phase
             )
 
 
-def _costs(built: BuiltModel) -> list[float] | None:
-    """Forward FLOPs of the model's members, for a balanced split into stages."""
-    if not built.layout.order:
-        return None  # the engine says which module names there are to choose from
-    example = built.example(1)[0] if built.input_shape is not None else None
-    return module_costs(built.module, built.layout, example)
-
-
 def _layout(built: BuiltModel, config: RunConfig) -> Any:
     if config.parallel.tensor_plan is None:
         return built.layout
@@ -176,8 +180,11 @@ def make_chain(
     techniques: Sequence[Technique],
     weights: Sequence[Weight],
     mesh: Mesh,
-    steps: int,
+    facts: Facts,
+    task: Task,
     engine: NativeEngine,
+    *,
+    steps: int,
 ) -> Chain:
     """The phase's techniques at work on ``weights``, their sums over the ranks that hold other parts."""
 
@@ -195,6 +202,8 @@ def make_chain(
         modules=engine.modules(),
         over_rows=over_rows,
         now=engine.now,
+        teacher=Teachers(techniques, config, mesh, facts, engine),
+        items_mask=lambda columns, valid, logits: task.items(columns, valid),
     )
     chain = Chain(techniques, run)
     chain.set_up()
@@ -206,17 +215,6 @@ def _task(name: str, items_per_row: int | None) -> Task:
     if items_per_row is None or task.uniform_items_per_row is not None:
         return task
     return replace(task, uniform_items_per_row=items_per_row)  # pyright: ignore[reportArgumentType]
-
-
-def _compute_in(part: nn.Module, precision: str, device: torch.device) -> None:
-    """Run the part's forward under autocast; the backward outside it, as torch advises."""
-    forward = part.forward
-
-    def narrow(*args: Any, **kwargs: Any) -> Any:
-        with autocast(precision, device):
-            return forward(*args, **kwargs)
-
-    part.forward = narrow
 
 
 def nowhere(config: RunConfig) -> str:

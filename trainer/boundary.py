@@ -14,6 +14,7 @@ from ..compression import Chain, State, Technique
 from ..compression.replay import PlanEntry, entry
 from ..parallel import Mesh
 from ..parallel.whole import gather, scatter
+from .artifact import save_artifact
 from .assembly import (
     Assembly,
     Facts,
@@ -22,10 +23,11 @@ from .assembly import (
     make_optimizer,
     make_state,
     nowhere,
-    techniques_of,
+    techniques_for,
     whole_model,
 )
 from .config import PhaseConfig, RunConfig
+from .teacher_model import phase_folder, taught_by
 
 Whole = dict[str, dict[str, Tensor]]
 """Whole tensors on rank 0, empty on the others: ``model`` by name, ``moments`` and ``counts`` by ``name/key``."""
@@ -40,13 +42,15 @@ def next_phase(
     anew from there, the moments following the kept indices; otherwise the sharded model goes on as it is.
     """
     plan, whole = finalize(now, config, mesh, facts)
-    techniques = techniques_of(phase, plan)
+    if taught_by(config, now.phase.name):
+        _keep_as_teacher(now, plan, whole, config, mesh, facts)
+    techniques = techniques_for(config, phase, plan, facts)
     same_optimizer = config.optimizer_of(phase).name == config.optimizer_of(now.phase).name
     if whole is None and not any(t.changes_model for t in techniques):
         optimizer = make_optimizer(config, phase, now.weights)
         if same_optimizer:
             optimizer.state.update(now.optimizer.state)
-        chain = make_chain(config, techniques, now.weights, mesh, steps, now.engine)
+        chain = make_chain(config, techniques, now.weights, mesh, facts, now.task, now.engine, steps=steps)
         return Assembly(**{**vars(now), "phase": phase, "optimizer": optimizer, "chain": chain, "plan": plan})
     if whole is None:
         whole = _gather(now, mesh, with_moments=same_optimizer)
@@ -85,6 +89,25 @@ def finalize(
             records = box[0]
     lines = [entry(now.phase.name, t, r) for t, r in zip(techniques, records, strict=True)]
     return json.loads(json.dumps([*now.plan, *lines])), whole
+
+
+def _keep_as_teacher(
+    now: Assembly, plan: list[PlanEntry], whole: Whole | None, config: RunConfig, mesh: Mesh, facts: Facts
+) -> None:
+    """Write the finalized model as an artifact into the run folder, where later phases and resumed runs find it."""
+    tensors = whole["model"] if whole is not None else gather(now.engine, mesh)
+    if mesh.rank == 0:
+        built = whole_model(config, plan, facts, nowhere(config))
+        stored = built.module.state_dict().keys()  # buffers that a model makes for itself are in no file
+        save_artifact(
+            phase_folder(config, now.phase.name),
+            tensors={name: tensor for name, tensor in tensors.items() if name in stored},
+            model_spec=built.spec,
+            plan=plan,
+            format="safetensors",
+        )
+    if mesh.world > 1:
+        dist.barrier()
 
 
 def follow(moments: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -62,4 +62,9 @@ def open_data(config: RunConfig, mesh: Mesh) -> RunData:
     if test is not None and len(test):
         batch = config.data.batch if pad_rows else config.evaluate.batch or config.data.batch
         held_out = Loader(test, batch=batch, seed=config.seed, shuffle=False, tail="keep", **common)
-    return RunData(source=train, train=loader, test=held_out, facts=facts(train))
+    return RunData(
+        source=train,
+        train=loader,
+        test=held_out,
+        facts={**facts(train), "rows": len(train), "fingerprint": train.fingerprint},
+    )

@@ -109,6 +109,9 @@ class Trainer:
     def _train_phase(self, stream: Iterator[Batch]) -> None:
         run = self.assembly.chain.run
         steps = Steps(self.config, self.assembly, self.mesh, self.scaler)
+        if run.step < run.steps:
+            self._beat(self.step, "teacher", _SLOW_WORK)
+            run.teacher.load()
         self.logbook.begin_phase(self.assembly.phase.name, self.step, self.data.train.wait_seconds)
         while run.step < run.steps:
             self._beat(self.step, "data")

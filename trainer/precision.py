@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError, DivergenceError
 
@@ -22,6 +22,19 @@ def autocast(precision: str, device: torch.device | str = "cpu") -> AbstractCont
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
+
+
+def compute_in(part: nn.Module, precision: str, device: torch.device) -> None:
+    """Run the part's forward under `autocast`, in place; the backward outside it, as torch advises."""
+    if precision == "fp32":
+        return
+    forward = part.forward
+
+    def narrow(*args: Any, **kwargs: Any) -> Any:
+        with autocast(precision, device):
+            return forward(*args, **kwargs)
+
+    part.forward = narrow
 
 
 @contextmanager

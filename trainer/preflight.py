@@ -29,6 +29,7 @@ from .preflight_rules import (
     check_tensor,
     stages_per_rank,
 )
+from .preflight_teacher import Classroom
 
 __all__ = ["PhasePlan", "Report", "bubble", "check", "examine", "print_report", "refuse"]
 
@@ -85,7 +86,7 @@ def examine(
     )
     built = _model(config, source, build_model, found)
     if built is not None:
-        report = _with_model(report, config, built, found)
+        report = _with_model(report, config, built, source, found)
     else:
         check_room(config, 0, found)
     place = origins.place if origins is not None else lambda path: ""
@@ -106,7 +107,10 @@ def refuse(config: RunConfig, ranks: int, source: Source) -> None:
     if built is not None:
         check_metrics(config, built.task, found)
         check_pipeline(config, built, check_tensor(config, built, found), found)
-        check_techniques(config, built.module, found)  # prepares the model: nothing else may follow it
+        classroom = Classroom(config, built, source, found)
+        check_techniques(
+            config, built.module, found, classroom
+        )  # prepares the model: nothing else may follow it
     if found.problems:
         raise config_error(found.problems, f"{config.name} cannot run: it")
 
@@ -162,14 +166,19 @@ def _columns(source: Source) -> dict[str, str]:
     }
 
 
-def _with_model(report: Report, config: RunConfig, built: BuiltModel, found: Found) -> Report:
+def _with_model(
+    report: Report, config: RunConfig, built: BuiltModel, source: Source | None, found: Found
+) -> Report:
     check_metrics(config, built.task, found)
     plan = check_tensor(config, built, found)
     stages = check_pipeline(config, built, plan, found)
     held = held_by_fullest_rank(config, built, plan, stages)
     parameters = sum(parameter.numel() for parameter in built.module.parameters())
     activations = _activations(config, built, found)
-    matches = check_techniques(config, built.module, found)  # prepares the model: nothing else may follow it
+    classroom = Classroom(config, built, source, found)
+    matches = check_techniques(
+        config, built.module, found, classroom
+    )  # prepares the model: nothing else may follow it
     size = checkpoint_bytes(config, built.module, matches)
     check_room(config, size, found)
     plans = _plans(config, report.batches_per_epoch, [[len(names) for _, names in each] for each in matches])
@@ -179,7 +188,7 @@ def _with_model(report: Report, config: RunConfig, built: BuiltModel, found: Fou
         parameters=parameters,
         stages=stages,
         phases=plans,
-        memory=estimate(config, built, held, matches, activations),
+        memory=(*estimate(config, built, held, matches, activations), *classroom.memory),
         checkpoint_bytes=size,
     )
 

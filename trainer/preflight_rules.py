@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
+from typing import Any
 
 from torch import nn
 
@@ -178,10 +180,12 @@ def check_metrics(config: RunConfig, task: str, found: Found) -> None:
 
 
 def check_techniques(
-    config: RunConfig, module: nn.Module, found: Found
+    config: RunConfig, module: nn.Module, found: Found, teach: Callable[[Any, int, Path], Any]
 ) -> list[list[tuple[float, list[str]]]]:
-    """Each technique must match something of the model that its phase begins with.
+    """Each technique must match something of the model that its phase begins with, and have a teacher that fits.
 
+    teach: of a technique with a teacher, its phase's number and its place, the technique that knows both models;
+        None where they do not go together.
     returns: per phase, per technique: (bytes a weight, names of the parameters). The model is prepared (on shapes
     alone) on the way; where a technique cannot do that without numbers, what comes after it is not checked.
     """
@@ -192,9 +196,11 @@ def check_techniques(
         phases.append([])
         together.append([])
         for number, entry in enumerate(phase.techniques):
-            technique = entry.build()
-            names = technique.matched(module)
             path: Path = ("phases", index, "techniques", number)
+            technique = entry.build()
+            if technique.needs_teacher and known:
+                technique = teach(technique, index, path) or technique
+            names = technique.matched(module)
             if not names and known:
                 found.problem(path, _nothing_matched(entry, technique.match, module))
             phases[-1].append((technique.bytes_per_weight, names))

@@ -49,7 +49,7 @@ def _on_first_rank(work: Callable[[], None], config: RunConfig, mesh: Mesh) -> N
 
 def _prepare(folder: Path, fresh: bool) -> None:
     if fresh:
-        for name in ("checkpoints", "artifacts", "tensorboard", "wandb"):
+        for name in ("checkpoints", "artifacts", "teachers", "teacher-cache", "tensorboard", "wandb"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("metrics.jsonl", "summary.json", "plan.json", "report.html"):
             (folder / name).unlink(missing_ok=True)

@@ -57,6 +57,7 @@ class Steps:
         if not self.chain.trains:
             self._look(batch)
             return
+        run.teacher.see(batch.rows, batch.epoch)
         columns = self.chain.add_columns(batch.columns)
         loss = self.assembly.engine.forward_backward(
             columns, batch.valid, self.assembly.task.inputs, self._loss, global_rows=batch.global_rows

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compression.outputs import logits_of
 from ..errors import ConfigError, DataError
 
 IGNORED = -100  # a target that is not an item: padding, or text that is given and not to be learned
@@ -58,6 +59,10 @@ class Task(Protocol):
         """Number of items, int64 and 0-d, on the columns' device."""
         ...
 
+    def items(self, columns: Columns, valid: Tensor | None) -> Tensor:
+        """Which places of the model's logits are items: bool, of the logits' shape but for their last dim."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class _CrossEntropy:
@@ -82,6 +87,9 @@ class _CrossEntropy:
 
     def count(self, columns: Columns, valid: Tensor | None) -> Tensor:
         return self._targets(columns, valid).ne(self.ignored).sum()
+
+    def items(self, columns: Columns, valid: Tensor | None) -> Tensor:
+        return self._targets(columns, valid).ne(self.ignored)
 
     def predictions(
         self, outputs: Any, columns: Columns, valid: Tensor | None
@@ -152,6 +160,11 @@ class TransformersTask(_CrossEntropy):
         # logits[:, i] predicts token i + 1: the last place has nothing to predict
         return super()._aligned(logits[:, :-1] if self._shifts(columns) else logits, columns, valid)
 
+    def items(self, columns: Columns, valid: Tensor | None) -> Tensor:
+        """As `Task.items`; the last place of a causal model predicts nothing."""
+        items = super().items(columns, valid)
+        return F.pad(items, (0, 1)) if self._shifts(columns) else items
+
     def _targets(self, columns: Columns, valid: Tensor | None) -> Tensor:
         if not self._shifts(columns):
             name = self.target_column if self.target_column in columns else "labels"
@@ -166,23 +179,6 @@ class TransformersTask(_CrossEntropy):
 
     def _shifts(self, columns: Columns) -> bool:
         return self.causal and self.target_column not in columns
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a model's outputs: the tensor itself, `.logits`, or the first of a tuple.
-
-    raises: ConfigError where there are none.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    found = getattr(outputs, "logits", outputs)
-    if isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor):
-        raise ConfigError(
-            f"model: it returned {type(outputs).__name__}; want a tensor or something with .logits"
-        )
-    return found
 
 
 def _only_valid(targets: Tensor, valid: Tensor | None, ignored: int) -> Tensor:

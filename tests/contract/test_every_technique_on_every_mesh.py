@@ -53,6 +53,13 @@ def cases() -> list[Any]:
     return found
 
 
+# Attention is between places of a row, of which the others' model has none.
+MODELS = {
+    "distillation.attention": {
+        "factory": "forgepress.tests.techniques:attentive",
+        "args": {"width": 8, "heads": 2},
+    }
+}
 SAVE_AT, STEPS = 4, 8
 COSINE = {"schedule": {"name": "cosine"}}
 
@@ -73,7 +80,7 @@ def config_of(technique: dict[str, Any], degrees: dict[str, int], folder: Path) 
     values = {
         "name": folder.name,
         "seed": 3,
-        "model": {"name": "lenet_300_100"},
+        "model": MODELS.get(technique["name"], {"name": "lenet_300_100"}),
         "data": {"source": "digits", "batch": 30},
         "parallel": {**degrees, "microbatches": 2},
         # decay and momentum pull at masked weights: zeros must hold against them

@@ -162,6 +162,24 @@ def test_masked_labels_are_not_shifted():
     assert task.count({"labels": labels}, None).item() == 5 * 3
 
 
+@pytest.mark.parametrize(
+    "name", ["classification", "causal_lm", "transformers.causal_lm", "transformers.masked_lm"]
+)
+def test_items_are_the_places_of_the_logits_that_predictions_are_made_at(name):
+    task = task_for(name)
+    logits, labels = rows(5) if name == "classification" else rows(5, 7)
+    columns = {"inputs": labels, "targets": labels}
+    if name != "classification":
+        labels[1:, 3] = -100
+    if name.startswith("transformers"):
+        columns = {"input_ids": labels, "labels": labels}
+    found = task.items(columns, VALID)
+    assert found.dtype == torch.bool and found.shape == logits.shape[:-1]
+    aligned, _, items = task.predictions(logits, columns, VALID)
+    assert torch.equal(logits[found], aligned[items])
+    assert int(found.sum()) == int(task.count(columns, VALID)) > 0
+
+
 # ── what is refused
 
 

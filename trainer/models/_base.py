@@ -51,6 +51,15 @@ class BuiltModel:
             )
         return (torch.zeros(rows, *self.input_shape, dtype=self.input_dtype, device=device),)
 
+    def stage_costs(self) -> list[float] | None:
+        """Forward FLOPs of each member of the order, for a balanced cut into stages; None without an order."""
+        from ...parallel.split import module_costs
+
+        if not self.layout.order:
+            return None  # the engine says which module names there are to choose from
+        example = self.example(1)[0] if self.input_shape is not None else None
+        return module_costs(self.module, self.layout, example)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(ABC):
