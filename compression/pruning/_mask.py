@@ -34,6 +34,12 @@ def hold_gradient(weight: Weight, mask: Tensor) -> None:
         weight.grad.mul_(as_factor(mask))
 
 
+def largest_anywhere(run: Run, value: float) -> float:
+    """The largest of a number that every rank brings, over all ranks that hold other weights. Collective."""
+    device = run.all_weights[0].local.device if run.all_weights else None
+    return float(run.reduce(torch.tensor(value, dtype=torch.float64, device=device), "max"))
+
+
 def zero_fraction(run: Run, weights: Sequence[Weight]) -> float:
     """Share of exact zeros in the parameters that the model computes with, over the whole mesh. Collective."""
     zeros = run.total(weights, [(w.live() == 0).sum() for w in weights])
@@ -48,14 +54,6 @@ def sparsity_check(run: Run, weights: Sequence[Weight], requested: float) -> Che
         requested=requested,
         achieved=zero_fraction(run, weights),
         tolerance=0.5 / max(count, 1),
-    )
-
-
-def rounded_share(run: Run, weights: Sequence[Weight], share: float) -> float:
-    """Share of zeros over all ``weights`` where each one rounds ``share`` to whole weights by itself. Collective."""
-    counts = [round(share * w.shape.numel()) * w.local.numel() / max(w.shape.numel(), 1) for w in weights]
-    return float(run.total(weights, [torch.tensor(c, dtype=torch.float64) for c in counts])) / max(
-        run.count(weights), 1
     )
 
 

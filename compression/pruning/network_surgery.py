@@ -8,12 +8,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..quantile import exact_quantile
+from ...errors import ConfigError
+from ..matching import matching_parameters
 from ..ramp import ramped
 from ..run import Run
 from ..technique import Check, Record, State, Technique, Traits
 from ..weight import Weight
-from ._mask import as_factor, hold, mask_of, refuse_beyond, rounded_share, sparsity_check
+from ._budget import Budget, Sparsity, budget_checks, budgets, check_sparsity, matched_by
+from ._mask import as_factor, hold, mask_of, refuse_beyond, sparsity_check
+from ._pattern import input_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,29 +28,36 @@ class NetworkSurgery(Technique):
     ``(1 + gamma · step) ** -power`` until ``stop``; then it is frozen and only kept weights go on learning.
 
     Two ways to say how much: ``sparsity`` (thresholds follow the exact quantile of the dense magnitudes along
-    a cubic ramp that ends at two thirds of ``stop``; the share is met when the mask freezes), or ``rate``, the
-    paper's constant c for each parameter by itself: thresholds ``(1 ± margin) · max(mean + c · std, 0)`` of the
-    magnitudes at the first step.
+    a cubic ramp that ends at ``end``; the share is met when the mask freezes), or ``rate``, the paper's constant c
+    for each parameter by itself: thresholds ``(1 ± margin) · max(mean + c · std, 0)`` of the magnitudes at the
+    first step. A pattern ``"N:M"`` keeps, every ``every`` steps, the N of every M neighbours along the input dim
+    whose dense magnitudes are largest, those of kept ones taken ``1 + margin`` and of pruned ones ``1 - margin``
+    times.
 
     source: Guo, Yao and Chen 2016, arXiv:1608.04493; the constants and the form of the probability as in the
-        authors' published Caffe layers. Unlike there, biases are left alone unless ``match`` names them.
+        authors' published Caffe layers. Unlike there, biases are left alone unless ``match`` names them. Patterns
+        with dense weights behind them: Zhou et al. 2021, arXiv:2102.04010. Scopes as in `pruning.magnitude`.
     cost: five bytes a weight (mask and the dense copy); about six elementwise passes a step; a new
         quantile (two passes, two all-reduces of 768 KiB together) every ``every`` steps.
     finalize: delivers dense-shaped weights with exact zeros, which later phases keep.
     """
 
-    sparsity: float | None = None
-    """Share of zeros when the mask freezes, 0 to below 1."""
+    sparsity: Sparsity | None = None
+    """Share of zeros when the mask freezes, 0 to below 1, or a pattern "N:M"; for ``per_layer`` a mapping glob → one
+    of both."""
     rate: float | None = None
     """The paper's c: thresholds from each parameter's mean and deviation. Give this or ``sparsity``."""
-    scope: Literal["global", "layer"] = "global"
-    """With ``sparsity``: one quantile over all matching weights, or the same share in each."""
+    scope: Literal["global", "layer", "per_layer", "erdos_renyi", "erdos_renyi_kernel"] = "global"
+    """With ``sparsity``: one quantile over all matching weights · the same share in each · what is given for each
+    glob · each keeps a number that grows with outputs + inputs (and kernel), all together the share."""
     margin: float = 0.1
     """The thresholds lie this share below and above the middle one."""
     gamma: float = 0.0001
     power: float = 1.0
     stop: float | int = 0.75
     """When the mask freezes: a float is a fraction of the phase, an int a step."""
+    end: float | int | None = None
+    """End of the ramp, as ``stop``; by default two thirds of ``stop``."""
     every: int = 16
     """Steps from one quantile to the next; the masks follow the thresholds at every step."""
 
@@ -55,6 +65,7 @@ class NetworkSurgery(Technique):
         {"sparsity": 0.9, "every": 2},
         {"sparsity": 0.8, "scope": "layer", "every": 1, "gamma": 1.0},
         {"rate": 0.5, "match": ("fc1.weight", "*.bias")},
+        {"sparsity": "2:4", "every": 2, "margin": 0.3},
     )
     bytes_per_weight: ClassVar[float] = 5.0
 
@@ -65,8 +76,8 @@ class NetworkSurgery(Technique):
                 f"sparsity={self.sparsity} and rate={self.rate}: want exactly one of them (a target share, or"
                 " the paper's constant c)"
             )
-        if self.sparsity is not None and not 0.0 <= self.sparsity < 1.0:
-            raise ValueError(f"sparsity={self.sparsity}: want a share from 0 to below 1 (0.95 = 95 % zeros)")
+        if self.sparsity is not None:
+            check_sparsity(self.sparsity, self.scope)
         if not 0.0 <= self.margin < 1.0:
             raise ValueError(f"margin={self.margin}: want 0 to below 1")
         if self.gamma < 0 or self.every < 1:
@@ -76,6 +87,10 @@ class NetworkSurgery(Technique):
         """Before anything moves: masks that never freeze would deliver another share. raises: ConfigError."""
         if run.step == 1:
             refuse_beyond(run, "pruning.network_surgery.stop", self.stop)
+            if self.end is not None and run.at(self.end) > run.at(self.stop):
+                raise ConfigError(
+                    f"pruning.network_surgery.end={self.end} lies after stop={self.stop}; want it before"
+                )
 
     def after_backward(self, run: Run) -> None:
         """Once the mask is frozen, pruned weights take no part in the step."""
@@ -86,14 +101,13 @@ class NetworkSurgery(Technique):
 
     def after_step(self, run: Run) -> None:
         """Prune and splice by the dense weights, then let the model compute with the masked ones."""
-        weights = run.weights(self.match)
         if not run.memory.get("frozen"):
             if run.step >= max(run.at(self.stop), 1):
-                self._freeze(run, weights)
+                self._freeze(run)
             else:
-                self._operate(run, weights)
+                self._operate(run)
         frozen = run.memory.get("frozen")
-        for weight in weights:
+        for weight in self._weights(run):
             mask = mask_of(run, weight)
             if frozen:
                 hold(weight, mask)
@@ -102,18 +116,11 @@ class NetworkSurgery(Technique):
 
     def checks(self, run: Run) -> list[Check]:
         """When frozen, and at the end: the target share. Before: the masks' own zeros are in the model."""
-        weights = run.weights(self.match)
-        count = max(run.count(weights), 1)
         if (run.memory.get("frozen") or run.step >= run.steps) and self.sparsity is not None:
-            by_layer = self.scope == "layer"
-            wanted = (
-                rounded_share(run, weights, self.sparsity)
-                if by_layer
-                else round(self.sparsity * count) / count
-            )
-            return [sparsity_check(run, weights, wanted)]
+            return budget_checks(run, self.match, self._budgets(run), 1.0)
+        weights = self._weights(run)
         pruned = run.total(weights, [(~mask_of(run, w)).sum() for w in weights])
-        return [sparsity_check(run, weights, float(pruned) / count)]
+        return [sparsity_check(run, weights, float(pruned) / max(run.count(weights), 1))]
 
     def traits(self) -> Traits:
         """See `Traits`."""
@@ -123,12 +130,24 @@ class NetworkSurgery(Technique):
         """Name the parameters whose zeros are delivered."""
         return {"zeros": self.matched(model)}
 
-    # ── thresholds
+    def matched(self, model: nn.Module) -> list[str]:
+        """The parameters that ``match`` (or, per layer, the globs) select."""
+        return matching_parameters(model, matched_by(self.match, self.sparsity))
 
-    def _operate(self, run: Run, weights: list[Weight]) -> None:
-        self._renew_thresholds(run, weights)
+    def _weights(self, run: Run) -> list[Weight]:
+        return run.weights(matched_by(self.match, self.sparsity))
+
+    def _budgets(self, run: Run) -> list[Budget]:
+        assert self.sparsity is not None
+        return budgets(run, self.match, self.sparsity, self.scope)
+
+    # ── before the freeze
+
+    def _operate(self, run: Run) -> None:
+        if (run.step - 1) % self.every == 0:
+            self._renew_thresholds(run)
         probability = (1.0 + self.gamma * (run.step - 1)) ** -self.power
-        for weight in weights:
+        for weight in self._weights(run):
             at = run.note(weight).get("threshold", 0.0)
             # One draw for each parameter, as in the paper's layers; the same on every rank and every mesh.
             if at > 0.0 and run.uniform(weight.name) < probability:
@@ -136,32 +155,37 @@ class NetworkSurgery(Technique):
                 low, high = (1.0 - self.margin) * at, (1.0 + self.margin) * at
                 mask.copy_(splice(weight.local, mask, low, high))
 
-    def _renew_thresholds(self, run: Run, weights: list[Weight]) -> None:
+    def _renew_thresholds(self, run: Run) -> None:
+        """The magnitudes at or below which the wanted share of the dense weights lies; for patterns the masks."""
         if self.rate is not None:
             if run.step == 1:
-                for weight in weights:
+                for weight in self._weights(run):
                     run.note(weight)["threshold"] = _paper_threshold(weight, self.rate)
-        elif (run.step - 1) % self.every == 0:
-            thresholds = self._thresholds(run, weights, self._share(run))
-            for weight, threshold in zip(weights, thresholds, strict=True):
+            return
+        stop = run.at(self.stop)
+        end = stop * 2 // 3 if self.end is None else run.at(self.end)
+        progress = ramped(run.step, begin=0, end=max(end, 1), target=1.0, ramp="cubic")
+        for budget in self._budgets(run):
+            if budget.pattern is not None:
+                self._follow_pattern(run, budget, progress)
+                continue
+            zeros = budget.zeros(progress)
+            threshold = budget.kth(run, zeros) if zeros else -1.0
+            for weight in budget.weights:
                 run.note(weight)["threshold"] = threshold
 
-    def _thresholds(self, run: Run, weights: list[Weight], share: float) -> list[float]:
-        """Magnitude at or below which ``share`` of the dense weights lie; -1 where that is none of them."""
-        if self.scope == "global":
-            k = round(share * run.count(weights))
-            return [_kth(run, weights, k, [w.local for w in weights], True) if k else -1.0] * len(weights)
-        counts = [round(share * weight.shape.numel()) for weight in weights]
-        return [
-            _kth(run, [weight], k, [weight.local], False) if k else -1.0
-            for weight, k in zip(weights, counts, strict=True)
-        ]
+    def _follow_pattern(self, run: Run, budget: Budget, progress: float) -> None:
+        assert budget.pattern is not None
+        for weight in budget.weights:
+            mask = mask_of(run, weight)
+            favour = torch.where(mask, 1.0 + self.margin, 1.0 - self.margin)
+            dim = input_dim(run, weight)
+            whole, put = weight.along(weight.local.abs() * favour, dim)
+            mask.copy_(put(budget.pattern.mask(whole, dim, budget.pattern.kept(progress))))
 
-    def _share(self, run: Run) -> float:
-        end = max(run.at(self.stop) * 2 // 3, 1)
-        return ramped(run.step, begin=0, end=end, target=self.sparsity or 0.0, ramp="cubic")
+    # ── the freeze
 
-    def _freeze(self, run: Run, weights: list[Weight]) -> None:
+    def _freeze(self, run: Run) -> None:
         """The last masks meet the wanted share by the fewest changes to those there are.
 
         Too few zeros: the smallest kept weights go. Too many: the largest pruned ones come back. A new cut
@@ -171,20 +195,16 @@ class NetworkSurgery(Technique):
         run.memory["frozen"] = True
         if self.sparsity is None:
             return
-        groups = [weights] if self.scope == "global" else [[weight] for weight in weights]
-        for group in groups:
-            together = self.scope == "global"
-            count = run.count(weights) if together else group[0].shape.numel()
-            wanted = round(self.sparsity * count)
-            zeros = self._zeros(run, group, together)
-            if zeros < wanted:
-                _prune_smallest(run, group, wanted, together)
-            elif zeros > wanted:
-                _restore_largest(run, group, count - (zeros - wanted), together)
-
-    def _zeros(self, run: Run, group: list[Weight], together: bool) -> int:
-        pruned = [(~mask_of(run, weight)).sum() for weight in group]
-        return int(run.total(group, pruned) if together else group[0].add_over_parts(pruned[0]))
+        for budget in self._budgets(run):
+            if budget.pattern is not None:
+                self._follow_pattern(run, budget, 1.0)
+                continue
+            wanted = budget.zeros(1.0)
+            there = budget.add(run, [(~mask_of(run, weight)).sum() for weight in budget.weights])
+            if there < wanted:
+                _prune_smallest(run, budget, wanted)
+            elif there > wanted:
+                _restore_largest(run, budget, budget.count - (there - wanted))
 
 
 def splice(dense: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
@@ -198,29 +218,22 @@ def splice(dense: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
     return above | (mask & magnitude.gt_(low).bool())
 
 
-def _prune_smallest(run: Run, group: list[Weight], k: int, together: bool) -> None:
-    kept = [
-        weight.local.abs().mul_(mask_of(run, weight)) for weight in group
-    ]  # pruned ones count as smallest
-    threshold = _kth(run, group, k, kept, together)
-    for weight, magnitude in zip(group, kept, strict=True):
+def _prune_smallest(run: Run, budget: Budget, k: int) -> None:
+    kept = [  # pruned ones count as smallest
+        weight.local.abs().mul_(mask_of(run, weight)) for weight in budget.weights
+    ]
+    threshold = budget.kth(run, k, kept)
+    for weight, magnitude in zip(budget.weights, kept, strict=True):
         mask_of(run, weight).logical_and_(magnitude > threshold)
 
 
-def _restore_largest(run: Run, group: list[Weight], k: int, together: bool) -> None:
-    pruned = [
-        weight.local.abs().mul_(~mask_of(run, weight)) for weight in group
-    ]  # kept ones count as smallest
-    threshold = _kth(run, group, k, pruned, together)
-    for weight, magnitude in zip(group, pruned, strict=True):
+def _restore_largest(run: Run, budget: Budget, k: int) -> None:
+    pruned = [  # kept ones count as smallest
+        weight.local.abs().mul_(~mask_of(run, weight)) for weight in budget.weights
+    ]
+    threshold = budget.kth(run, k, pruned)
+    for weight, magnitude in zip(budget.weights, pruned, strict=True):
         mask_of(run, weight).logical_or_(magnitude > threshold)
-
-
-def _kth(run: Run, group: list[Weight], k: int, values: list[Tensor], together: bool) -> float:
-    """The k-th smallest value over the whole mesh, or over the parts of the one weight in ``group``."""
-    if together:
-        return float(run.kth_magnitude(group, k, values))
-    return float(exact_quantile(values, k, group[0].add_over_parts))
 
 
 def _paper_threshold(weight: Weight, rate: float) -> float:

@@ -1,4 +1,4 @@
-"""Penalties that draw weights towards zero: L1, L2, elastic net, group lasso."""
+"""Penalties that draw weights or activations towards zero: L1, L2, elastic net, group lasso."""
 
 from __future__ import annotations
 
@@ -8,28 +8,41 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ...errors import ConfigError
+from ..matching import WEIGHTS, matching_modules
+from ..ramp import ramped
 from ..run import Run
 from ..technique import Check, Record, State, Technique, Traits
 from ..weight import Weight
-from ._mask import zero_fraction
+from ._groups import group_elements, group_factor, group_norms, soft_threshold
+from ._mask import largest_anywhere, refuse_beyond, zero_fraction
 
 Kind = Literal["l1", "l2", "elastic", "group"]
+_TERM = "activation_penalty"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityPenalty(Technique):
-    """Add ``strength × penalty(weights)`` to what is minimised.
+    """Add ``strength × penalty`` to what is minimised.
 
-    ``gradient`` adds the penalty's derivative to the gradient after backward, so that it is clipped and
+    On weights, ``gradient`` adds the penalty's derivative to the gradient after backward, so that it is clipped and
     scaled by the optimizer like the rest. ``proximal`` leaves the gradient alone and applies the penalty's
-    proximal map after the step, with the step's learning rate: that is the form that yields exact zeros.
+    proximal map after the step, with the step's learning rate (also under Adam, whose own scaling of each weight
+    it does not follow): that is the form that yields exact zeros. ``match: scales`` means the scale vectors of all
+    normalisation layers.
     Penalties: l1 = Σ|w| · l2 = ½ Σw² · elastic = mix · l1 + (1 − mix) · l2 · group = Σ_g √n_g ‖w_g‖₂ over
-    rows (output neurons, filters) or columns (inputs).
+    rows (output neurons, filters) or columns (inputs), or over blocks of ``group_size`` of them: with a head's size,
+    the rows of query, key and value projections and the columns of the output projection are groups of heads.
+
+    On activations, ``match`` names modules, and the penalty of their outputs is summed over features and averaged
+    over the items of the global batch (rows; tokens for language models), as the loss is.
 
     source: Tibshirani 1996 (lasso); Zou and Hastie 2005 (elastic net); Yuan and Lin 2006 (group lasso, the
-        √n weights); Parikh and Boyd 2014, Proximal Algorithms, section 6.5 (the maps).
+        √n weights); Parikh and Boyd 2014, Proximal Algorithms, section 6.5 (the maps); Georgiadis 2019,
+        arXiv:1812.04056 (L1 on activations).
     cost: no memory; one to two elementwise passes a step, for groups one all-reduce of a vector of group
-        norms for each parameter whose groups are cut by the mesh.
+        norms for each parameter whose groups are cut by the mesh. On activations two passes over each output in
+        every micro-batch, no communication.
     finalize: delivers weights as they are; the exact zeros of the proximal form are kept by later phases.
     """
 
@@ -39,8 +52,16 @@ class SparsityPenalty(Technique):
     form: Literal["gradient", "proximal"] = "proximal"
     mix: float = 0.5
     """Elastic: share of L1, the rest is L2."""
+    on: Literal["weights", "activations"] = "weights"
+    """What is penalised: matching parameters, or the outputs of matching modules (form gradient; no groups)."""
     groups: Literal["rows", "columns"] = "rows"
     """Group lasso: dim 0 (outputs) or dim 1 (inputs) numbers the groups; other shapes are one group a row."""
+    group_size: int = 1
+    """Group lasso: neighbouring rows or columns that form one group, such as the size of a head."""
+    ramp: Literal["constant", "linear", "cubic", "cosine"] = "constant"
+    """How the strength grows from 0 at the first step to all of it at ``end``."""
+    end: float | int = 0.5
+    """End of a ramp: a float is a fraction of the phase, an int a step."""
 
     contract: ClassVar[tuple[dict[str, Any], ...]] = (
         {"kind": "l1", "strength": 0.5},
@@ -48,6 +69,8 @@ class SparsityPenalty(Technique):
         {"kind": "elastic", "strength": 0.1, "form": "gradient", "match": "*"},
         {"kind": "group", "strength": 0.3},
         {"kind": "group", "strength": 0.3, "groups": "columns", "form": "gradient"},
+        {"kind": "group", "strength": 0.1, "group_size": 5, "ramp": "cosine"},
+        {"kind": "elastic", "strength": 0.1, "form": "gradient", "on": "activations", "match": "relu*"},
     )
 
     def __post_init__(self) -> None:
@@ -56,27 +79,63 @@ class SparsityPenalty(Technique):
             raise ValueError(f"strength={self.strength}: want more than 0 (leave the technique out for none)")
         if not 0.0 <= self.mix <= 1.0:
             raise ValueError(f"mix={self.mix}: want 0 (all L2) to 1 (all L1)")
+        if self.group_size < 1:
+            raise ValueError(f"group_size={self.group_size}: want 1 or more rows or columns in a group")
+        if self.on == "activations":
+            self._refuse_for_activations()
+
+    def _refuse_for_activations(self) -> None:
+        if self.form != "gradient":
+            raise ValueError(
+                f"form={self.form!r} with on='activations': want gradient, as nothing there is stored"
+            )
+        if self.kind == "group":
+            raise ValueError("kind='group' with on='activations': want l1, l2 or elastic")
+        if self.match == WEIGHTS:
+            raise ValueError(
+                "match='weights' with on='activations': want globs over module names, such as 'relu*'"
+            )
+
+    def begin(self, run: Run) -> None:
+        """On activations: watch the outputs of the matching modules that live here."""
+        if self.on == "activations":
+            for name in matching_modules(run.modules, self.match):
+                run.hook(name, lambda module, args, output, name=name: self._penalise(run, name, output))
+
+    def before_step(self, run: Run) -> None:
+        """Before anything moves: a ramp that the phase is too short for. raises: ConfigError."""
+        if run.step == 1 and self.ramp != "constant":
+            refuse_beyond(run, "pruning.sparsity_penalty.end", self.end)
 
     def after_backward(self, run: Run) -> None:
         """Gradient form: add the penalty's derivative."""
-        if self.form == "gradient":
+        if self.form == "gradient" and self.on == "weights":
+            strength = self._strength(run)
             for weight in run.weights(self.match):
                 if weight.grad is not None:
-                    self._add_derivative(weight)
+                    self._add_derivative(weight, strength)
 
     def after_step(self, run: Run) -> None:
         """Proximal form: shrink, by learning rate × strength."""
         if self.form == "proximal":
             for weight in run.weights(self.match):
-                self._shrink(weight, run.learning_rate * self.strength)
+                self._shrink(weight, run.learning_rate * self._strength(run))
 
     def checks(self, run: Run) -> list[Check]:
         """The penalty's term is at work: it is positive on the model's own weights, or has driven all to zero."""
+        if self.on == "activations":
+            if largest_anywhere(run, float(_TERM in run.attached)):
+                run.memory["seen"] = (
+                    True  # a run that goes on from a checkpoint is checked before its next step
+                )
+            achieved = float(run.memory.get("seen", False))
+            return [Check(quantity="penalty at work", requested=1.0, achieved=achieved)]
         weights = run.weights(self.match)
         term = run.total(weights, [w.live().abs().sum(dtype=torch.float64) for w in weights])
         zeros = zero_fraction(run, weights)
         run.log("penalty_l1_norm", term)
         run.log("penalty_sparsity", zeros)
+        run.log("penalty_strength", self._strength(run))
         at_work = 1.0 if run.count(weights) and (float(term) > 0.0 or zeros == 1.0) else 0.0
         return [Check(quantity="penalty at work", requested=1.0, achieved=at_work)]
 
@@ -84,17 +143,30 @@ class SparsityPenalty(Technique):
         """Name the parameters whose exact zeros later phases keep (proximal form)."""
         return {"zeros": self.matched(model) if self.form == "proximal" and self.kind != "l2" else []}
 
+    def matched(self, model: nn.Module) -> list[str]:
+        """The parameters, or on activations the modules, that ``match`` selects."""
+        if self.on == "activations":
+            return matching_modules(dict(model.named_modules()), self.match)
+        return super().matched(model)
+
     def traits(self) -> Traits:
         """See `Traits`."""
         return Traits(writes="dense", gives="zeros", owns=False) if self.form == "proximal" else Traits()
 
-    def _add_derivative(self, weight: Weight) -> None:
-        grad, local, strength = weight.grad, weight.local, self.strength
+    # ── on weights
+
+    def _strength(self, run: Run) -> float:
+        if self.ramp == "constant":
+            return self.strength
+        end = max(run.at(self.end), 1)
+        return ramped(run.step, begin=0, end=end, target=self.strength, ramp=self.ramp)
+
+    def _add_derivative(self, weight: Weight, strength: float) -> None:
+        grad, local = weight.grad, weight.local
         assert grad is not None
         if self.kind == "group":
-            grad.add_(
-                local / self._norms(weight).clamp_min(1e-12), alpha=strength * self._size(weight) ** 0.5
-            )
+            norms, elements = self._groups(weight)
+            grad.add_(local / norms.clamp_min(1e-12), alpha=strength * elements**0.5)
             return
         l1, l2 = self._parts()
         if l1:
@@ -105,7 +177,8 @@ class SparsityPenalty(Technique):
     def _shrink(self, weight: Weight, amount: float) -> None:
         local = weight.local
         if self.kind == "group":
-            local.mul_(group_factor(self._norms(weight), amount * self._size(weight) ** 0.5))
+            norms, elements = self._groups(weight)
+            local.mul_(group_factor(norms, amount * elements**0.5))
             return
         l1, l2 = self._parts()
         if l1:
@@ -116,24 +189,23 @@ class SparsityPenalty(Technique):
     def _parts(self) -> tuple[float, float]:
         return {"l1": (1.0, 0.0), "l2": (0.0, 1.0)}.get(self.kind, (self.mix, 1.0 - self.mix))
 
-    def _kept_dim(self, weight: Weight) -> int:
-        return 1 if self.groups == "columns" and len(weight.shape) > 1 else 0
+    def _groups(self, weight: Weight) -> tuple[Tensor, int]:
+        dim = 1 if self.groups == "columns" and len(weight.shape) > 1 else 0
+        return group_norms(weight, dim, self.group_size), group_elements(weight, dim, self.group_size)
 
-    def _norms(self, weight: Weight) -> Tensor:
-        """[1, …, local groups, …, 1] Euclidean norm of each whole group, over all its parts."""
-        kept = self._kept_dim(weight)
-        dims = [d for d in range(len(weight.shape)) if d != kept]
-        return weight.sum(weight.local.square(), dims).sqrt()
+    # ── on activations
 
-    def _size(self, weight: Weight) -> int:
-        return weight.shape.numel() // max(weight.shape[self._kept_dim(weight)], 1)
-
-
-def soft_threshold(weight: Tensor, amount: float) -> Tensor:
-    """The proximal map of ``amount · ‖·‖₁``: move towards zero by ``amount``, stop exactly there. Any shape."""
-    return torch.nn.functional.softshrink(weight, amount)
-
-
-def group_factor(norms: Tensor, amount: float) -> Tensor:
-    """Factor of each group under the proximal map of ``amount · ‖·‖₂``: 0 where the norm is at most ``amount``."""
-    return (1.0 - amount / norms.clamp_min(1e-38)).clamp_min(0.0)
+    def _penalise(self, run: Run, name: str, output: Any) -> Any:
+        """The output whose backward also carries the penalty's derivative."""
+        if not isinstance(output, Tensor):
+            raise ConfigError(
+                f"pruning.sparsity_penalty.match={self.match!r}: module {name} gives a {type(output).__name__}; want"
+                " modules that give one tensor, such as the activation or the layer inside it"
+            )
+        x = output.float()
+        valid = run.now.valid
+        if valid is not None:  # rows that only fill up the micro-batch are not of the global batch
+            x = x * valid.reshape(-1, *[1] * (x.ndim - 1))
+        l1, l2 = self._parts()
+        penalty = l1 * x.abs().sum() + 0.5 * l2 * x.square().sum()
+        return run.attach(output, self._strength(run) * penalty / run.items, name=_TERM)
