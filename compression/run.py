@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .attach import attach
-from .matching import matching_names
+from .matching import matching_names, scales_of
 from .placement import Reduced
 from .quantile import exact_quantile
 from .weight import Weight
@@ -99,7 +99,8 @@ class Run:
         if isinstance(match, list):
             match = tuple(match)
         if match not in self._matches:
-            names = set(matching_names({w.name: w.shape for w in self.all_weights}, match))
+            shapes = {weight.name: weight.shape for weight in self.all_weights}
+            names = set(matching_names(shapes, match, scales_of(self.modules)))
             self._matches[match] = [w for w in self.all_weights if w.name in names]
         return self._matches[match]
 

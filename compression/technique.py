@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from .matching import matching_names
+from .matching import matching_parameters
 
 if TYPE_CHECKING:
     from .run import Run
@@ -65,7 +65,8 @@ class Technique:
     """
 
     match: str | tuple[str, ...] = "weights"
-    """Which parameters: ``weights`` (two or more dims), or globs over names; a leading ``!`` excludes."""
+    """Which parameters: ``weights`` (two or more dims), ``scales`` (the vectors of normalisation layers), or globs over
+    names; a leading ``!`` excludes."""
 
     changes_model: ClassVar[bool] = False
     """True where ``prepare`` or ``finalize`` swap modules or change shapes: the run is then sharded anew."""
@@ -135,4 +136,4 @@ class Technique:
 
     def matched(self, model: nn.Module) -> list[str]:
         """Names of the parameters of the whole ``model`` that this technique will touch."""
-        return matching_names({name: p.shape for name, p in model.named_parameters()}, self.match)
+        return matching_parameters(model, self.match)

@@ -176,7 +176,7 @@ class Compressor:
         zeros = tuple(kept_zeros(self.plan))
         keep: list[Technique] = [KeepZeros(match=zeros)] if zeros else []
         self.chain = Chain([*keep, *self.phases[self._index].techniques], run)
-        self.chain.begin()
+        self.chain.set_up()
 
     def _counts(self) -> list[int]:
         """Steps of each phase."""

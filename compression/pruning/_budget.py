@@ -254,7 +254,9 @@ def _lines(run: Run, budget: Budget, progress: float) -> list[Check]:
             [pattern.broken(weight, input_dim(run, weight), progress) for weight in budget.weights],
         )
         lines = [
-            Check(quantity=f"parameters{of} off {pattern}", requested=0.0, achieved=float(off), at_least=False)
+            Check(
+                quantity=f"parameters{of} off {pattern}", requested=0.0, achieved=float(off), at_least=False
+            )
         ]
     sparsity = Check(
         quantity=f"sparsity{of}",

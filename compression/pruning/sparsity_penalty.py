@@ -96,7 +96,7 @@ class SparsityPenalty(Technique):
                 "match='weights' with on='activations': want globs over module names, such as 'relu*'"
             )
 
-    def begin(self, run: Run) -> None:
+    def set_up(self, run: Run) -> None:
         """On activations: watch the outputs of the matching modules that live here."""
         if self.on == "activations":
             for name in matching_modules(run.modules, self.match):

@@ -253,7 +253,7 @@ class Llama(nn.Module):
 def chain_on(model: nn.Module, technique: SparsityPenalty, steps: int = 4) -> Chain:
     run = Run(weights_of(dict(model.named_parameters())), steps=steps, modules=dict(model.named_modules()))
     chain = Chain([technique], run)
-    chain.begin()
+    chain.set_up()
     return chain
 
 
