@@ -28,10 +28,9 @@ def main(epochs: int = 10) -> nn.Module:
                 if accelerator.sync_gradients:
                     accelerator.unscale_gradients()
                     compressor.after_backward(clip_norm=1.0)
-                optimizer.step()
-                if accelerator.sync_gradients:
+                    optimizer.step()
                     compressor.after_step()
-                optimizer.zero_grad()
+                    optimizer.zero_grad()
     compressor.finish()
     return accelerator.unwrap_model(model)
 

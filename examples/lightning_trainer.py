@@ -1,4 +1,4 @@
-"""Group lasso, then its zeros kept, in Lightning's Trainer: python examples/lightning_trainer.py (needs lightning)."""
+"""Group lasso on input pixels, then its zeros kept, in Lightning's Trainer: python examples/lightning_trainer.py."""
 
 import lightning.pytorch as pl
 import torch
@@ -26,7 +26,7 @@ def main(folder: str = "runs/lightning_trainer", epochs: int = 10, **settings: o
     rows = TensorDataset(torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target))
     pl.seed_everything(0)
     model = Digits()
-    lasso = SparsityPenalty(kind="group", strength=0.005, match="network.0.weight")
+    lasso = SparsityPenalty(kind="group", groups="columns", strength=0.4, match="network.0.weight")
     compressor = Compressor(model, [Phase(techniques=[lasso], steps=0.7), Phase()])
     callbacks = [lightning_callback(compressor)]
     trainer = pl.Trainer(default_root_dir=folder, max_epochs=epochs, callbacks=callbacks, **settings)  # pyright: ignore
