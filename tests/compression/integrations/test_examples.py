@@ -56,7 +56,9 @@ def test_the_accelerate_loop_prunes() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_transformers_trainer_leaves_two_of_four_neighbours_that_are_summed(tmp_path: Path) -> None:
     model = example("transformers_trainer").main(str(tmp_path), steps=10)
-    kernels = [p for n, p in model.named_parameters() if n.endswith("weight") and (".attn." in n or ".mlp." in n)]
+    kernels = [
+        p for n, p in model.named_parameters() if n.endswith("weight") and (".attn." in n or ".mlp." in n)
+    ]
     assert len(kernels) == 8
     for kernel in kernels:  # Conv1D: [inputs, outputs]
         assert ((kernel != 0).unflatten(0, (-1, 4)).sum(dim=1) == 2).all()
@@ -64,7 +66,12 @@ def test_the_transformers_trainer_leaves_two_of_four_neighbours_that_are_summed(
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_lightning_trainer_takes_whole_pixels_out(tmp_path: Path) -> None:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     model = example("lightning_trainer").main(str(tmp_path), epochs=10, **quiet)
     kept = (model.network[0].weight != 0).sum(dim=0)
     assert 10 <= (kept == 0).sum() <= 54  # of 64; the corners of the images are always white
