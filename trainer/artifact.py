@@ -126,7 +126,7 @@ def load_built(path: str | Path, *, trust_factory: bool = False, device: str = "
     folder = find_artifact(path)
     manifest = read_manifest(folder)
     _refuse_factory(folder, manifest["model"], trust_factory)
-    built = build_model(manifest["model"], seed=0, device=device)
+    built = build_model(_without_files(manifest["model"]), seed=0, device=device)
     _reshape(folder, built.module, manifest)
     if device != "meta":
         _fill(built.module, read_tensors(folder, manifest))
@@ -202,8 +202,14 @@ def _bare(
     _refuse_factory(folder, given, trust_factory)
     from .models import build_model
 
-    # Pretrained weights would be read to be overwritten, and their files may not be here.
-    return build_model({**given, "pretrained": False} if given.get("pretrained") else spec, seed=0).module
+    return build_model(_without_files(spec), seed=0).module
+
+
+def _without_files(spec: Mapping[str, Any] | str) -> Mapping[str, Any] | str:
+    """Pretrained weights would be read to be overwritten, and their files may not be here."""
+    if isinstance(spec, Mapping) and spec.get("pretrained"):
+        return {**spec, "pretrained": False}
+    return spec
 
 
 def _refuse_factory(folder: Path, spec: Mapping[str, Any] | str, trust_factory: bool) -> None:

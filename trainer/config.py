@@ -129,7 +129,8 @@ class RunConfig(Part):
     """The run's folder; default: the name of the config file."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     model: Annotated[str | dict[str, Any], BeforeValidator(check_model)]
-    """A built-in name, or {name: …}, {transformers: …}, {timm: …}, {factory: "pkg.mod:fn", args: {…}}"""
+    """A built-in name, or {name: …}, {transformers: …}, {timm: …}, {factory: "pkg.mod:fn", args: {…}},
+    {artifact: FOLDER}"""
     data: DataConfig
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -187,6 +188,20 @@ class RunConfig(Part):
         ]
         return {**value, "phases": named}
 
+    def _cached_though_augmented(self) -> list[tuple[Any, str]]:
+        """Teachers whose answers are kept by row number while the row looks different in every epoch."""
+        if self.data.augment is None:
+            return []
+        return [
+            (
+                ("phases", index, "techniques", number, "cache"),
+                "given true with data.augment: a kept answer would be to another picture; leave one of them out",
+            )
+            for index, phase in enumerate(self.phases)
+            for number, technique in enumerate(phase.techniques)
+            if technique.name.startswith("distillation.") and technique.settings.get("cache")
+        ]
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         names = [phase.name for phase in self.phases]
@@ -195,6 +210,7 @@ class RunConfig(Part):
             for index, name in enumerate(names)
             if name in names[:index]
         ]
+        problems += self._cached_though_augmented()
         problems += _idle_optimizer_keys(self.optimizer, ("optimizer",))
         for index, phase in enumerate(self.phases):
             if phase.optimizer is not None:

@@ -12,6 +12,7 @@ MODEL_KINDS: dict[str, tuple[str, ...] | None] = {
     "transformers": ("task", "config", "pretrained", "layers"),
     "timm": ("pretrained", "args"),
     "factory": ("args", "task"),
+    "artifact": (),
 }
 """Key that says which kind of model → other keys it may have; None: the model's own, checked by it."""
 

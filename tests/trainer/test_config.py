@@ -35,6 +35,15 @@ def test_top_level_words_are_exactly_those_of_the_design():
     assert sorted(RunConfig.model_fields) == sorted(words.split())
 
 
+def test_a_teachers_answers_are_not_kept_for_pictures_that_change_in_every_epoch():
+    technique = {"name": "distillation.logits", "teacher": "lenet_300_100"}
+    data = {"source": "digits", "batch": 128, "augment": {"flip": True}}
+    phases = [{"name": "distil", "epochs": 2, "techniques": [{**technique, "cache": True}]}]
+    assert "a kept answer would be to another picture" in messages(data=data, phases=phases)
+    assert config(phases=phases)
+    assert config(data=data, phases=[{"epochs": 2, "techniques": [technique]}])
+
+
 def test_a_config_cannot_change():
     with pytest.raises(ValidationError, match="frozen"):
         config().seed = 1

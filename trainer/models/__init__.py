@@ -25,7 +25,7 @@ def build_model(
 ) -> BuiltModel:
     """The model that a config's `model` asks for, with weights made from `seed` or, if it says so, pretrained.
 
-    spec:    a built-in name, {name: …, settings…}, {transformers: …}, {timm: …} or
+    spec:    a built-in name, {name: …, settings…}, {transformers: …}, {timm: …}, {artifact: FOLDER} or
              {factory: "package.module:function"}.
     seed:    the weights depend on it alone, whatever the global generators' state, which stays as it was.
     device:  where the module ends up; weights are made on the CPU so that they are the same bits everywhere.
@@ -44,7 +44,7 @@ def build_model(
         )
     kind = kinds[0]
     device = torch.device(device)
-    shapes_only = device.type == "meta" and kind in ("name", "transformers")
+    shapes_only = device.type == "meta" and kind in ("name", "transformers", "artifact")
     with seeded(seed), torch.device("meta" if shapes_only else "cpu"):
         built = _built_in(given, facts) if kind == "name" else EXTERNAL[kind](given, facts)
     built.module.to(device)

@@ -10,6 +10,7 @@ from torch import nn
 from ...errors import ConfigError
 from ...parallel.layout import Layout
 from ..imports import load_function
+from ._artifact import from_artifact
 from ._base import BuiltModel, plain, refuse_unknown
 from ._libraries import importing
 from ._transformers import from_transformers
@@ -98,4 +99,5 @@ EXTERNAL: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], BuiltModel]
     "transformers": from_transformers,
     "timm": from_timm,
     "factory": from_factory,
+    "artifact": from_artifact,
 }
