@@ -9,7 +9,7 @@ from .distillation import Teacher
 from .matching import matching_names
 from .quantile import exact_quantile
 from .registry import build, name_of, technique_class, techniques
-from .replay import kept_zeros, replay
+from .replay import kept_grids, kept_zeros, replay
 from .run import Run
 from .technique import Check, Record, State, Technique, Traits
 from .together import Refusal, refusals
@@ -28,6 +28,7 @@ __all__ = [
     "Weight",
     "build",
     "exact_quantile",
+    "kept_grids",
     "kept_zeros",
     "local_of",
     "matching_names",

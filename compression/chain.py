@@ -62,7 +62,8 @@ class Chain:
     @property
     def trains(self) -> bool:
         """False where all techniques only look: the phase then runs forward passes and moves nothing."""
-        return not self.techniques or any(t.trains for t in self.techniques)
+        asked = [t.trains for t in self.techniques if t.trains is not None]
+        return not asked or any(asked)
 
     def set_up(self) -> None:
         """The model stands: techniques hook what they watch. Once, before `load`."""

@@ -38,6 +38,12 @@ def replay(model: nn.Module, plan: Sequence[PlanEntry]) -> None:
             technique.rebuild(model, record)
 
 
+def kept_grids(plan: Sequence[PlanEntry]) -> list[str]:
+    """Names of parameters that a phase has put on grids, which all that comes after must keep."""
+    names = {name: None for line in plan for name in line["record"].get("grids", [])}
+    return list(names)
+
+
 def kept_zeros(plan: Sequence[PlanEntry]) -> list[str]:
     """Names of parameters whose zeros a phase delivered, which all that comes after must keep."""
     names = {name: None for line in plan for name in line["record"].get("zeros", [])}

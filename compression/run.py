@@ -43,6 +43,8 @@ class Run:
     now:    the micro-batch in hand, inside hooks and ``add_loss``: ``now.columns``, ``now.valid`` (None: all real).
     rows, items: real rows, and loss items (rows or tokens), of the whole global batch: a local sum divided by one
             of them adds up to the global mean over micro-batches and ranks.
+    copies: ranks along the tensor axis: as many see the same values of an activation, where they do not have a part
+            of its features each. By that a sum `over_rows` counts such values too often.
 
     For a loop of your own: ``Run(weights_of(dict(model.named_parameters())), steps=1000)``.
     """
@@ -59,6 +61,7 @@ class Run:
         now: Any = None,
         teacher: Any = None,
         items_mask: Callable[[Mapping[str, Tensor], Tensor | None, Tensor], Tensor] | None = None,
+        copies: int = 1,
     ) -> None:
         """reduce, over_rows: how to combine over other ranks (None: this process is alone); see the calls below.
         teacher: whom techniques of distillation ask: a `Teacher`, or a function of their ``teacher`` that gives one.
@@ -75,6 +78,7 @@ class Run:
         self.in_step = False
         self.rows = 1.0
         self.items: float | Tensor = 1.0
+        self.copies = copies
         self.loss_scale: float | Tensor = 1.0  # of float16 training
         self.attached: dict[str, Tensor] = {}
         self.teacher = teacher

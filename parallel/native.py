@@ -139,16 +139,19 @@ class NativeEngine:
         return row_counts(rows, self.microbatches, global_rows=global_rows, rank=rank, ranks=ranks)
 
     @torch.no_grad()
-    def forward(self, columns: Mapping[str, Tensor], inputs: Inputs) -> Any | None:
+    def forward(
+        self, columns: Mapping[str, Tensor], inputs: Inputs, valid: Tensor | None = None
+    ) -> Any | None:
         """Outputs for this data rank's rows, without gradients; None on stages other than the last.
 
+        valid: bool [rows], False = padding, for hooks that look at rows; None = all real.
         All ranks of the mesh must call it the same number of times.
         """
         if self._pipeline is not None:
-            outputs = self._pipeline.forward(columns, inputs)
+            outputs = self._pipeline.forward(columns, inputs, valid)
         else:
             x = inputs(columns)
-            self.now.columns, self.now.valid = columns, None
+            self.now.columns, self.now.valid = columns, valid
             outputs = self._first.module(**x) if isinstance(x, dict) else self._first.module(x)
         for whole in self._whole:
             whole.release()

@@ -198,9 +198,9 @@ class Pipeline:
         zero = torch.zeros((), dtype=torch.float64, device=self._mesh.device)
         return torch.stack([value.detach().double() for value in losses]).sum() if losses else zero
 
-    def forward(self, columns: Mapping[str, Tensor], inputs: Any) -> Any | None:
+    def forward(self, columns: Mapping[str, Tensor], inputs: Any, valid: Tensor | None = None) -> Any | None:
         """As `NativeEngine.forward`; any number of rows that the micro-batches divide."""
-        schedule, x = self._prepare(columns, None, inputs, None)
+        schedule, x = self._prepare(columns, valid, inputs, None)
         args = (x,) if self._mesh.first_stage else ()
         outputs = schedule.eval(*args)
         self._step = _Step([], None)

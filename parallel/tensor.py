@@ -1,6 +1,7 @@
 """Tensor parallelism: matrices divided by columns (output features) or rows (input features) over one axis."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -126,4 +127,24 @@ def divide(part: nn.Module, plan: dict[str, str], gathered: set[str], mesh: Mesh
         else:
             styles[name] = RowwiseParallel()
     if styles:
-        parallelize_module(part, mesh.axes("tensor"), styles)
+        with _alone([part.get_submodule(name) for name in styles]):
+            parallelize_module(part, mesh.axes("tensor"), styles)
+
+
+@contextmanager
+def _alone(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Each of ``layers`` without its children and buffers, such as a quantizer of its inputs and a step size.
+
+    torch would divide a child like the layer it is in, and make DTensors of buffers; they stay as they are, equal on
+    all ranks of the axis.
+    """
+    kept = [(layer, dict(layer._modules), dict(layer._buffers)) for layer in layers]
+    for layer in layers:
+        layer._modules.clear()
+        layer._buffers.clear()
+    try:
+        yield
+    finally:
+        for layer, children, buffers in kept:
+            layer._modules.update(children)
+            layer._buffers.update(buffers)

@@ -10,8 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compression import Chain, Run, Technique, Weight, kept_zeros, name_of, replay, weights_of
+from ..compression import (
+    Chain,
+    Run,
+    Technique,
+    Weight,
+    kept_grids,
+    kept_zeros,
+    matching_names,
+    name_of,
+    replay,
+    weights_of,
+)
 from ..compression.pruning.keep_zeros import KeepZeros
+from ..compression.quantization.keep_grid import KeepGrid
 from ..compression.replay import PlanEntry
 from ..errors import ConfigError
 from ..parallel import AXES, Mesh, NativeEngine
@@ -72,10 +84,19 @@ def whole_model(
 
 
 def techniques_of(phase: PhaseConfig, plan: Sequence[PlanEntry]) -> list[Technique]:
-    """The phase's techniques in list order, after one that keeps the zeros which earlier phases delivered."""
+    """The phase's techniques in list order, between those that keep the zeros and the grids of earlier phases.
+
+    Zeros first, so that the others see them; grids last, so that nothing leaves them. A weight that the phase puts
+    on a new grid is not kept on the old one.
+    """
+    asked = [technique.build() for technique in phase.techniques]
     zeros = kept_zeros(plan)
     keep: list[Technique] = [KeepZeros(match=tuple(zeros))] if zeros else []
-    return keep + [technique.build() for technique in phase.techniques]
+    grids = dict.fromkeys(kept_grids(plan), (1, 1))  # weights have two or more dims; which does not matter
+    for technique in asked:
+        for name in matching_names(grids, technique.match) if technique.grids else ():
+            del grids[name]
+    return keep + asked + ([KeepGrid(match=tuple(grids))] if grids else [])
 
 
 def techniques_for(
@@ -204,6 +225,7 @@ def make_chain(
         now=engine.now,
         teacher=Teachers(techniques, config, mesh, facts, engine),
         items_mask=lambda columns, valid, logits: task.items(columns, valid),
+        copies=mesh.tensor,
     )
     chain = Chain(techniques, run)
     chain.set_up()

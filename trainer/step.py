@@ -81,7 +81,7 @@ class Steps:
         for part in parts:
             part.eval()
         try:
-            outputs = self.assembly.engine.forward(batch.columns, task.inputs)
+            outputs = self.assembly.engine.forward(batch.columns, task.inputs, batch.valid)
         finally:
             for part in parts:
                 part.train()

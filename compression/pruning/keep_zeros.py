@@ -26,6 +26,7 @@ class KeepZeros(Technique):
     """
 
     bytes_per_weight: ClassVar[float] = 1.0
+    trains: ClassVar[bool | None] = None
 
     def before_step(self, run: Run) -> None:
         """Remember where the zeros are, before the first step moves anything."""

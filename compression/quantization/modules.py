@@ -7,13 +7,15 @@ is written into the layer: ``weight`` holds exactly ``(level - zero point) × sc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from .grid import groups_in, levels, off_grid, spread, to_levels
+from .grid import grid_of, levels, off_grid, spread, to_levels
+from .histogram import BINS, histogram
 from .rounding import dynamic_rounded, rounded
 
 
@@ -26,8 +28,14 @@ class ActivationQuantizer(nn.Module):
     low, high:   float32 0-dim buffers, the observed range (0 and 0 before anything was seen; always holds zero).
     scale, zero_point: float32 and int32 0-dim buffers, the grid of that range (zero_point 0 where symmetric).
     steps:       int64 0-dim buffer, optimizer (or calibration) steps observed.
+    counts:      int64 buffer, the histogram of what was seen (see `observers`); None where the range is enough, and
+                 after finalize.
     symmetric:   signed levels -127…127 around 0, or unsigned ones 0…255 (see `levels`).
-    observing:   what flows in is noted in ``seen`` (and ``tally``) for the observer, which empties them once a step.
+    observing:   what flows in is noted for the observer, which takes it once a step.
+    rows:        says which rows (dim 0) of the micro-batch in hand are real; None: all.
+    ready:       a range is known (dynamic: always).
+    learned:     the step size is moved by its gradient while ``learning``: backward gathers what the loss wants of it
+                 (``take_pull``), in units of the loss as it was before scaling (``unit``).
     enabled:     the grid is applied. After finalize: observing False, enabled True.
     Buffers are equal on all data and tensor ranks. The gradient passes straight through, and is zero where a
     value was clipped.
@@ -39,21 +47,45 @@ class ActivationQuantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
     steps: Tensor
+    counts: Tensor | None
+    pull_mean: Tensor
+    pull_square: Tensor
 
     def __init__(
-        self, *, bits: int = 8, symmetric: bool = False, dynamic: bool = False, row_dims: int = 1
+        self,
+        *,
+        bits: int = 8,
+        symmetric: bool = False,
+        dynamic: bool = False,
+        row_dims: int = 1,
+        with_histogram: bool = False,
+        learned: bool = False,
     ) -> None:
+        """with_histogram: keep one of what is seen, for observers that need more than the range.
+        learned: the step size will be moved by its gradient, see `step_size`.
+        """
         super().__init__()
         self.bits, self.symmetric, self.dynamic, self.row_dims = bits, symmetric, dynamic, row_dims
-        self.observing, self.enabled = False, False
+        self.observing, self.enabled, self.ready = False, False, dynamic
         self.seen: Tensor | None = None  # [2] (-lowest, highest) since the observer last asked, on this rank
-        self.observer: Any = None  # is asked to note more than the range (a histogram), see `observers`
+        self.learned, self.learning = learned, False
+        self.in_parts = (
+            False  # whether ranks along the tensor axis see parts of the features, or all the same
+        )
+        self.unit: Callable[[], float | Tensor] = _one
+        self._pull: Tensor | None = None
+        self.rows: Callable[[], Tensor | None] = _all_rows
+        self._tally: Tensor | None = None  # histogram since the observer last asked, on this rank
+        self.register_buffer("counts", torch.zeros(BINS, dtype=torch.int64) if with_histogram else None)
         if not dynamic:
             for name in ("low", "high"):
                 self.register_buffer(name, torch.zeros(()))
             self.register_buffer("scale", torch.ones(()))
             self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        if learned:
+            self.register_buffer("pull_mean", torch.zeros(()))
+            self.register_buffer("pull_square", torch.zeros(()))
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -65,7 +97,9 @@ class ActivationQuantizer(nn.Module):
         if not (self.observing or self.enabled):
             return x
         if isinstance(x, DTensor):  # this rank's part of the features, or all of them: rounded where it lies
-            part = self._apply_to(x.to_local(), _ranks_of_parts(x))
+            parts = _ranks_of_parts(x)
+            self.in_parts = bool(parts)
+            part = self._apply_to(x.to_local(), parts)
             return DTensor.from_local(part, x.device_mesh, x.placements, run_check=False)
         return self._apply_to(x, ())
 
@@ -76,20 +110,76 @@ class ActivationQuantizer(nn.Module):
             return x
         if self.dynamic:
             return dynamic_rounded(x, self.bits, self.symmetric, self.row_dims, parts)
-        return rounded(x, self.scale, self.zero_point, self.levels)
+        take = _Taker(self, self.unit()) if self.learning else None
+        return rounded(x, self.scale, self.zero_point, self.levels, take)
 
     def _note(self, x: Tensor) -> None:
         if not x.numel():
             return
         ends = torch.stack((x.amin().neg(), x.amax())).float()
         self.seen = ends if self.seen is None else torch.maximum(self.seen, ends)
-        if self.observer is not None:
-            self.observer.note(self, x)
+        if self.counts is not None:
+            valid = self.rows()
+            real = x if valid is None or len(valid) != len(x) else x[valid]
+            counts = histogram(real)
+            self._tally = counts if self._tally is None else self._tally + counts
+
+    def tally(self) -> Tensor:
+        """The histogram since it was last asked for, of what this rank has seen: int64, like ``counts``."""
+        assert self.counts is not None
+        counts, self._tally = self._tally, None
+        return torch.zeros_like(self.counts) if counts is None else counts
+
+    def take_pull(self) -> Tensor:
+        """The sum of what backward has found for the step size since it was last asked: 0-dim float32."""
+        pull, self._pull = self._pull, None
+        return torch.zeros_like(self.scale) if pull is None else pull
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Take the range ``low`` to ``high`` (0-dim) and its grid."""
+        scale, zero_point = grid_of(low, high, self.bits, self.symmetric)
+        for name, value in (("low", low), ("high", high), ("scale", scale), ("zero_point", zero_point)):
+            getattr(self, name).copy_(value)
+
+    def settle(self) -> None:
+        """The end of its phase: nothing is observed any more, the grid is applied."""
+        self.observing, self.learning, self.enabled, self.ready = False, False, True, True
+        self.counts = None
+        if self.learned:
+            del self.pull_mean, self.pull_square
+            self.learned = False
+            if not self.zero_point.is_meta:
+                self._widen()
+
+    def _widen(self) -> None:
+        """Let the range be that of the learned grid."""
+        lowest, highest = self.levels
+        self.low.copy_((lowest - self.zero_point) * self.scale)
+        self.high.copy_((highest - self.zero_point) * self.scale)
 
     def extra_repr(self) -> str:
         """What a print of the model shows."""
         kind = "dynamic" if self.dynamic else "static"
         return f"bits={self.bits}, symmetric={self.symmetric}, {kind}, enabled={self.enabled}"
+
+
+class _Taker:
+    """Adds to a quantizer's pull what one backward finds, in units of the loss."""
+
+    def __init__(self, quantizer: ActivationQuantizer, unit: float | Tensor) -> None:
+        self._quantizer, self._unit = quantizer, unit
+
+    def __call__(self, pull: Tensor) -> None:
+        known, pull = self._quantizer._pull, pull / self._unit
+        self._quantizer._pull = pull if known is None else known + pull
+
+
+def _one() -> float:
+    return 1.0
+
+
+def _all_rows() -> Tensor | None:
+    return None
 
 
 def _ranks_of_parts(x: DTensor) -> tuple[Any, ...]:
@@ -101,6 +191,7 @@ def _ranks_of_parts(x: DTensor) -> tuple[Any, ...]:
 class Quantized(nn.Module):
     """Mixed in before a layer class: its weight lies on a grid, its input is rounded by ``input_quantizer``.
 
+    weight_name:      the weight's parameter name in the model (that of the first of tied layers).
     input_quantizer:  None for weights only.
     weight_bits:      8, 4 or 2.
     group_size:       input features (dim 1 of the weight) that share a scale; 0 = all of them.
@@ -111,6 +202,7 @@ class Quantized(nn.Module):
     """
 
     weight: Tensor
+    weight_name: str
     input_quantizer: ActivationQuantizer | None
     weight_bits: int
     group_size: int
@@ -146,13 +238,6 @@ class Quantized(nn.Module):
     def weights_off_grid(self) -> int:
         """How many weights are not exactly on the layer's grid."""
         return int(off_grid(self.weight.detach(), *self.weight_grid(), self.weight_bits))
-
-    def scale_shape(self, granularity: str | int) -> list[int]:
-        """Shape of ``weight_scale`` for one scale a ``tensor``, a ``channel``, or a group of that many features."""
-        ones = [1] * (self.weight.ndim - 2)
-        if granularity == "tensor":
-            return [1, 1, *ones]
-        return [self.weight.shape[0], groups_in(self.weight.shape[1], self.group_size), *ones]
 
 
 class QuantizedLinear(Quantized, nn.Linear):
@@ -192,6 +277,7 @@ def _kind_of(module: nn.Module) -> type[nn.Module] | None:
 def quantized(
     module: nn.Module,
     *,
+    weight_name: str = "",
     weight_bits: int,
     group_size: int,
     weight_symmetric: bool,
@@ -210,7 +296,7 @@ def quantized(
         new = type(f"Quantized{type(module).__name__}", (Quantized, type(module)), {}) if own else KINDS[kind]
         module.__class__ = new
     assert isinstance(module, Quantized)
-    module.weight_bits, module.group_size = weight_bits, group_size
+    module.weight_name, module.weight_bits, module.group_size = weight_name, weight_bits, group_size
     module.weight_symmetric = weight_symmetric
     module.input_quantizer = None if isinstance(module, nn.Embedding) else input_quantizer
     module.register_buffer("weight_scale", None)

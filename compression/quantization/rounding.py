@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,31 +12,50 @@ from torch import Tensor
 from .grid import affine_grid, levels, symmetric_scale
 
 
-def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, ends: tuple[int, int]) -> Tensor:
+def rounded(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    ends: tuple[int, int],
+    take: Callable[[Tensor], None] | None = None,
+) -> Tensor:
     """``x`` on the grid of ``scale`` and ``zero_point`` (0-dim) with levels ``ends[0] … ends[1]``, in its dtype.
 
     The gradient is that of a clamp: 1 within the grid's ends, 0 beyond them.
-    source: Bengio et al. 2013, arXiv:1308.3432 (straight-through).
+    take: is given, in backward, the derivative of the loss by the logarithm of the scale (0-dim float32).
+    source: Bengio et al. 2013, arXiv:1308.3432 (straight-through); for ``take`` see `step_size`.
     """
-    return _Round.apply(x, scale, zero_point, ends)  # pyright: ignore[reportReturnType]
+    # Without a tensor that wants a gradient there is no backward: a first layer's input wants none.
+    wants = None if take is None else torch.zeros((), device=x.device, requires_grad=True)
+    return _Round.apply(x, scale, zero_point, ends, take, wants)  # pyright: ignore[reportReturnType]
 
 
 class _Round(torch.autograd.Function):
     """Elementwise passes in place: torch's own fake_quantize takes several times as long on a CPU."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, ends: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.ends = ends
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, ends: Any, take: Any, wants: Any
+    ) -> Tensor:
         q = (x.float() / scale).round_().add_(zero_point).clamp_(*ends)
-        return q.sub_(zero_point).mul_(scale).to(x.dtype)
+        y = q.sub_(zero_point).mul_(scale).to(x.dtype)
+        ctx.ends, ctx.take = ends, take
+        ctx.save_for_backward(x, scale, zero_point, *(() if take is None else (y,)))
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, *y = ctx.saved_tensors
         lowest = (ctx.ends[0] - 0.5 - zero_point) * scale  # what rounds to the end levels is not clipped
         highest = (ctx.ends[1] + 0.5 - zero_point) * scale
-        return unclipped(grads[0], x, lowest, highest), None, None, None
+        grad = unclipped(grads[0], x, lowest, highest)
+        if ctx.take is not None:
+            ctx.take(_dot(grads[0], y[0]) - _dot(grad, x))
+        return grad, None, None, None, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.float().flatten(), b.float().flatten())
 
 
 def unclipped(grad: Tensor, x: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:

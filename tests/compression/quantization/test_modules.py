@@ -81,7 +81,12 @@ class Different(nn.Linear):
 def test_a_layer_stays_the_same_object_with_the_same_parameters(layer: nn.Module) -> None:
     parameters, kind = dict(layer.named_parameters()), type(layer)
     same = quantized(
-        layer, weight_bits=4, group_size=0, weight_symmetric=True, input_quantizer=ActivationQuantizer()
+        layer,
+        weight_name="weight",
+        weight_bits=4,
+        group_size=0,
+        weight_symmetric=True,
+        input_quantizer=ActivationQuantizer(),
     )
     assert same is layer and isinstance(layer, kind)
     assert {n: id(p) for n, p in same.named_parameters()} == {n: id(p) for n, p in parameters.items()}
@@ -92,16 +97,28 @@ def test_a_layer_stays_the_same_object_with_the_same_parameters(layer: nn.Module
 def test_a_layer_with_a_forward_of_its_own_is_refused() -> None:
     assert not can_be_quantized(Different(3, 3))
     with pytest.raises(ValueError, match="Different"):
-        quantized(Different(3, 3), weight_bits=8, group_size=0, weight_symmetric=True, input_quantizer=None)
+        quantized(
+            Different(3, 3),
+            weight_name="weight",
+            weight_bits=8,
+            group_size=0,
+            weight_symmetric=True,
+            input_quantizer=None,
+        )
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_delivered_weight_is_its_integers_times_its_scale(symmetric: bool) -> None:
     layer = quantized(
-        nn.Linear(10, 4), weight_bits=4, group_size=4, weight_symmetric=symmetric, input_quantizer=None
+        nn.Linear(10, 4),
+        weight_name="weight",
+        weight_bits=4,
+        group_size=4,
+        weight_symmetric=symmetric,
+        input_quantizer=None,
     )
     scale, zero_point = grid_of(*weight_range(layer.weight.detach(), 4), 4, symmetric)
-    assert list(scale.shape) == layer.scale_shape(4) == [4, 3]
+    assert list(scale.shape) == [4, 3]
     layer.deliver(scale, None if symmetric else zero_point)
     with torch.no_grad():
         assert layer.weights_off_grid() > 0
