@@ -52,7 +52,7 @@ def test_a_name_that_is_no_technique_is_a_config_error(name: str, message: str) 
     [
         ({"sparsty": 0.5}, r"pruning.magnitude.sparsty: unknown setting; did you mean 'sparsity'\?"),
         ({"every": "often"}, r"pruning.magnitude.every: .*given 'often'"),
-        ({"scope": "everywhere"}, r"pruning.magnitude.scope: .*'global', 'uniform' or 'per_layer'"),
+        ({"scope": "everywhere"}, r"pruning.magnitude.scope: .*'global', 'uniform', 'per_layer'"),
         ({"sparsity": 1.0}, r"pruning.magnitude: sparsity=1.0: want a share from 0 to below 1"),
     ],
 )
