@@ -26,6 +26,13 @@ def train(
     return json.loads((runs / name / "summary.json").read_text())
 
 
+def cifar_network(runs: Path, seed: int = 0, epochs: int = 16) -> dict[str, Any]:
+    """The summary of examples/cifar_vgg.yaml, the dense network that others start from, and its name."""
+    name = "cifar_vgg" if seed == 0 else f"cifar_vgg-{seed}"
+    words = [f"seed={seed}", f"phases.0.epochs={epochs}"]
+    return {**train("cifar_vgg.yaml", runs, name, words), "name": name}
+
+
 def error_of(metrics: dict[str, float]) -> float:
     """Test error in percent."""
     return 100 * (1 - metrics["accuracy"])
