@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,11 +10,11 @@ from torch.utils import _pytree as pytree
 
 from ...errors import ConfigError
 from .blocks import Paths
-from .flow import Call, Flow
+from .flow import Call, Flow, Step
 from .graph import Graph
 from .groups import groups_of
 from .labels import Labelled
-from .rules import rule_of, unknown
+from .rules import is_view, rule_of, unknown
 from .settle import Mismatch, settle
 from .trace import named_tensors, run, tensors_of
 
@@ -34,7 +35,7 @@ def trace(model: nn.Module, example: Any) -> Graph:
         flow.begin(call)
         rule = rule_of(call.func)
         labels = (rule or unknown)(flow, call)
-        flow.end(call, [labels] if isinstance(labels, Labelled) else labels)
+        flow.end(call, [labels] if isinstance(labels, Labelled) else labels, is_view=is_view(call.func))
         paths.look(call)
 
     outputs = run(
@@ -77,12 +78,32 @@ def _settled(model: nn.Module, flow: Flow, paths: Paths, example: Any) -> Graph:
 
 
 def _pin(flow: Flow, mismatch: Mismatch) -> None:
-    """What meets at the step in question stays whole. raises: ConfigError where nothing there can be at fault."""
-    steps = flow.steps[mismatch.step : mismatch.step + 1]
-    ids = [factor.ids for step in steps for out in step.outs for factor in out.factors]
-    ids += [ids for _, ids in mismatch.pairs]
+    """What meets at the operation in question stays whole; else all that meets in its module, or in the modules above.
+
+    An error in code between operations does not say which sizes it is about, so that some may be kept for no reason
+    of their own; never is one freed that has a reason.
+    """
     pinned = flow.units.reasons()
-    if all(root in pinned for found in ids for root in flow.units.find(found).ravel().tolist()):
-        raise ConfigError(f"structure: {mismatch.text}, and no group of units explains it")
-    for found in ids:
-        flow.units.pin(found, mismatch.text)
+    for steps in _suspects(flow, mismatch):
+        ids = [factor.ids for step in steps for x in (*step.ins, *step.outs) for factor in x.factors]
+        free = [
+            found
+            for found in ids
+            if any(root not in pinned for root in flow.units.find(found).ravel().tolist())
+        ]
+        if free:
+            for found in free:
+                flow.units.pin(found, mismatch.text)
+            return
+    raise ConfigError(f"structure: {mismatch.text}, and no group of units explains it")
+
+
+def _suspects(flow: Flow, mismatch: Mismatch) -> Iterator[list[Step]]:
+    yield flow.steps[mismatch.step : mismatch.step + 1]
+    module = mismatch.module
+    while True:
+        yield [step for step in flow.steps if step.module == module or step.module.startswith(f"{module}.")]
+        if not module:
+            break
+        module = module.rpartition(".")[0]
+    yield flow.steps

@@ -75,6 +75,7 @@ class Step:
     name: str
     module: str
     integers: set[int]
+    ins: list[Labelled]
     outs: list[Labelled]
     counts: list[tuple[str, Ids]] = field(default_factory=list)
     """(argument, ids): the argument, a plain number, says how many of these there are."""
@@ -93,7 +94,7 @@ class Owner:
 
 
 class Flow:
-    """Labels of all tensors seen so far."""
+    """Labels of all tensors seen so far. Tensors are told apart by id: `run` lets none go while it runs."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -109,11 +110,14 @@ class Flow:
             Tensor
         ] = []  # an id may not be given to another tensor while we look tensors up by it
         self._named: dict[int, tuple[str, bool]] = {}
+        self._stored: set[int] = set()  # tensors that are views of buffers
+        self._derived: dict[
+            int, str
+        ] = {}  # tensors computed from parameters and buffers alone → the parameter
 
     def name_tensor(self, tensor: Tensor, name: str, *, buffer: bool) -> None:
         """Say that ``tensor`` stands for the parameter or buffer ``name``; entries are numbered at first use."""
         self._named[id(tensor)] = (name, buffer)
-        self._alive.append(tensor)
 
     def parameter(self, tensor: Any) -> str | None:
         """Name of the parameter or buffer that this very tensor is."""
@@ -132,23 +136,44 @@ class Flow:
     def put(self, tensor: Tensor, labelled: Labelled) -> None:
         """Say what ``tensor`` is."""
         self._labels[id(tensor)] = labelled
-        self._alive.append(tensor)
 
     def role(self, tensor: Tensor | None, *roles: str) -> None:
-        """The part that dims 0, 1, … of a parameter play, where nothing else has said so before."""
-        name = self.parameter(tensor)
+        """The part that dims 0, 1, … of a parameter play, where nothing else has said so before.
+
+        Also of one that has been masked or cast on the way.
+        """
+        name = self.parameter(tensor) or self._derived.get(id(tensor))
         for dim, role in enumerate(roles if name else ()):
             self.roles.setdefault((name or "", dim), role)
 
     def begin(self, call: Call) -> None:
         """The next operation: what its rule notes belongs to it."""
+        ins = [self.of(tensor) for tensor in call.tensors()]
         self.steps.append(
-            Step(where=call.where, name=call.name, module=call.module, integers=call.integers(), outs=[])
+            Step(
+                where=call.where,
+                name=call.name,
+                module=call.module,
+                integers=call.integers(),
+                ins=ins,
+                outs=[],
+            )
         )
 
-    def end(self, call: Call, labels: Sequence[Labelled] | None) -> None:
-        """Its results and their labels, None where nothing in them is labelled."""
+    def end(self, call: Call, labels: Sequence[Labelled] | None, *, is_view: bool) -> None:
+        """Its results and their labels, None where nothing in them is labelled.
+
+        What is computed from buffers alone, such as the angles of a rotary embedding, is a constant of the model:
+        its sizes are rigid. A buffer itself may follow a parameter that it is multiplied with, as masks do.
+        """
         results = call.results()
+        self._derive(call, results)
+        sources = {id(x) for x in call.tensors() if self.of(x).factors}
+        if sources <= self._stored:
+            if is_view:
+                self._stored.update(id(x) for x in results)
+            else:
+                labels = None
         for result, labelled in zip(results, labels or (), strict=bool(labels)):
             if labelled.shape != tuple(result.shape):
                 raise ConfigError(
@@ -176,6 +201,16 @@ class Flow:
         """The module of that dotted name."""
         return self.model.get_submodule(name)
 
+    def _derive(self, call: Call, results: Sequence[Tensor]) -> None:
+        inputs = call.tensors()
+        names = {id(x): self._derived.get(id(x)) or self.parameter(x) for x in inputs}
+        if not inputs or not all(names.values()):
+            return
+        for result in results:
+            same = [x for x in inputs if x.shape == result.shape]
+            weights = [names[id(x)] for x in same if not self._named.get(id(x), ("", False))[1]]
+            self._derived[id(result)] = (weights or list(names.values()))[0] or ""
+
     def _number(self, tensor: Tensor, name: str, buffer: bool) -> None:
         factors = []
         for dim, size in enumerate(tensor.shape):
@@ -184,6 +219,8 @@ class Flow:
                 factors.append(Factor((dim,), ids))
                 self.owners.append(Owner(name=name, dim=dim, ids=ids, buffer=buffer))
         self._labels[id(tensor)] = Labelled(tuple(tensor.shape), tuple(factors))
+        if buffer:
+            self._stored.add(id(tensor))
 
 
 Rule = Callable[[Flow, Call], "Labelled | Sequence[Labelled] | None"]

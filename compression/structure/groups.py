@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
-from torch import nn
 
 from .flow import Flow, Owner
 from .graph import Group, Kind, Member, Role
+
+_WORDS = ("heads", "residual", "inner", "linear", "convolution")
 
 
 def groups_of(flow: Flow) -> list[Group]:
@@ -22,20 +21,16 @@ def groups_of(flow: Flow) -> list[Group]:
     for number, own in enumerate(roots):
         for signature in np.unique(signatures[own]).tolist():
             together.setdefault(signature, []).append(number)
-    marks = {word: flow.units.marked(word) for word in ("heads", "residual", "inner")}
+    marks = {word: flow.units.marked(word) for word in _WORDS}
     groups, names = [], set()
     for signature, numbers in together.items():
         members = _members(flow, signature, numbers, roots, signatures)
         first = int(roots[numbers[0]][signatures[roots[numbers[0]]] == signature][0])
         marked = {word for word, found in marks.items() if first in found}
-        if "inner" in marked:
+        if "inner" in marked or all(member.role == "buffer" for member in members):
             continue
         name = _unique(_name(members), names)
-        groups.append(
-            Group(
-                name=name, kind=_kind(flow.model, members, marked), members=members, fixed=reasons.get(first)
-            )
-        )
+        groups.append(Group(name=name, kind=_kind(marked), members=members, fixed=reasons.get(first)))
     return groups
 
 
@@ -103,11 +98,9 @@ def _unique(name: str, names: set[str]) -> str:
     return unique
 
 
-def _kind(model: nn.Module, members: Iterable[Member], marked: set[str]) -> Kind:
+def _kind(marked: set[str]) -> Kind:
     if "heads" in marked:
         return "heads"
-    dims = [model.get_parameter(m.name).ndim for m in members if m.role == "out"]
-    layers = [n for n in dims if n > 1]
-    if "residual" in marked and any(n == 2 for n in layers):
+    if {"residual", "linear"} <= marked:
         return "width"
-    return "channels" if layers and all(n > 2 for n in layers) else "neurons"
+    return "channels" if "convolution" in marked else "neurons"

@@ -4,62 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from . import rules_layers, rules_views
+from . import rules_convolutions, rules_norms, rules_products, rules_views
 from .flow import Call, Flow, Rule
 from .labels import Labelled, combine
 
-RULES: dict[str, Rule] = {**rules_views.RULES, **rules_layers.RULES}
+RULES: dict[str, Rule] = {
+    **rules_views.RULES,
+    **rules_products.RULES,
+    **rules_convolutions.RULES,
+    **rules_norms.RULES,
+}
 
 # Position by position, though torch does not tag them so.
+_COPIES = {
+    "clone",
+    "to",
+    "_to_copy",
+    "contiguous",
+    "type_as",
+    "float",
+    "detach",
+    "detach_",
+    "alias",
+    "lift_fresh",
+    "lift",
+}
 _POINTWISE = {
+    *_COPIES,
     *(
         "copy_",
         "fill",
         "fill_",
         "zero_",
-        "clone",
-        "to",
-        "_to_copy",
-        "contiguous",
-        "type_as",
-        "float",
-        "detach",
-        "detach_",
-    ),
-    *(
-        "alias",
-        "lift_fresh",
-        "lift",
-        "hardswish",
-        "hardswish_",
-        "where",
-        "_prelu_kernel",
-        "log_sigmoid",
-        "floor_divide",
-    ),
-    *(
-        "dropout",
-        "dropout_",
-        "native_dropout",
         "bernoulli",
         "bernoulli_",
-        "softmax",
-        "log_softmax",
-        "_softmax",
-    ),
-    *(
-        "_log_softmax",
+        "where",
+        "floor_divide",
+        "triu",
+        "tril",
         "cumsum",
-        "zeros_like",
-        "ones_like",
-        "empty_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
     ),
-    *("feature_dropout", "feature_dropout_", "alpha_dropout", "triu", "tril", "log_sigmoid_forward"),
+    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+    *("hardswish", "hardswish_", "_prelu_kernel", "log_sigmoid", "log_sigmoid_forward"),
+    *("dropout", "dropout_", "native_dropout", "feature_dropout", "feature_dropout_", "alpha_dropout"),
+    *("softmax", "log_softmax", "_softmax", "_log_softmax"),
 }
 
 
@@ -71,6 +62,11 @@ def rule_of(func: torch._ops.OpOverload) -> Rule | None:
     if torch.Tag.pointwise in func.tags or name in _POINTWISE:
         return pointwise
     return None
+
+
+def is_view(func: torch._ops.OpOverload) -> bool:
+    """Whether the operation only moves or copies what is there."""
+    return func._schema.name.removeprefix("aten::") in {*rules_views.RULES, *_COPIES}
 
 
 def pointwise(flow: Flow, call: Call) -> Sequence[Labelled] | None:
@@ -105,12 +101,17 @@ def _aligned(x: Labelled, rank: int) -> Labelled:
 def _mark_residual(flow: Flow, call: Call, operands: Sequence[Labelled]) -> None:
     """Two activations are added: what labels both is a stream that many layers write to."""
     if len(operands) == 2 and not any(flow.parameter(x) for x in call.tensors()):
-        left, right = ({dim for f in x.factors for dim in f.dims} for x in operands)
-        for factor in operands[0].factors if left & right else ():
-            flow.units.mark(factor.ids, "residual")
+        left, right = operands
+        for factor in left.factors:
+            other = right.at(factor.dims[0])
+            if other and not np.array_equal(factor.ids, other.ids):  # not what has already been one
+                flow.units.mark(factor.ids, "residual")
 
 
 def _roles(flow: Flow, call: Call) -> None:
     role = "scale" if call.name.startswith(("mul", "div")) else "out"
     for x in call.tensors():
-        flow.role(x, *(role for _ in range(x.ndim)))
+        if (
+            sum(size > 1 for size in x.shape) == 1
+        ):  # what is done to a matrix says nothing about its rows and columns
+            flow.role(x, *(role for _ in range(x.ndim)))

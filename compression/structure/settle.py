@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ...errors import ConfigError
+from ...errors import ForgepressError
 from .flow import Call, Constant
 from .graph import Graph, Kept, sizes_left
 from .rules import rule_of
 from .rules_views import slice_bounds
 from .sizes import layer_sizes
-from .trace import run
+from .trace import Untraceable, run
 
 Attributes = dict[str, dict[str, Any]]
 """Module → {attribute: new value}."""
@@ -33,12 +33,13 @@ class Mismatch:
     """The first operation that does something else than its labels promise."""
 
     step: int
+    module: str
     text: str
     pairs: tuple[tuple[int, np.ndarray], ...]
     """(old number, ids that it counts), where an attribute may hold that number."""
 
 
-class _Stop(Exception):
+class _Stop(ForgepressError):
     pass
 
 
@@ -52,7 +53,9 @@ def first_mismatch(model: nn.Module, graph: Graph, kept: Kept) -> Mismatch | Non
         seen[0] += 1
         text = _difference(graph, number, call, alive)
         if text:
-            found.append(Mismatch(step=number, text=text, pairs=_pairs(graph, number, alive)))
+            found.append(
+                Mismatch(step=number, module=call.module, text=text, pairs=_pairs(graph, number, alive))
+            )
             raise _Stop
 
     try:
@@ -64,10 +67,11 @@ def first_mismatch(model: nn.Module, graph: Graph, kept: Kept) -> Mismatch | Non
                 knows=lambda f: rule_of(f) is not None,
                 shapes=graph.shapes_of(kept),
             )
-    except (_Stop, ConfigError) as error:
-        if found:
-            return found[0]
-        return Mismatch(step=seen[0], text=str(error), pairs=_pairs(graph, seen[0], alive))
+    except _Stop:
+        return found[0]
+    except Untraceable as error:
+        text = f"{error.where}: fails on what is left ({error.cause})"
+        return Mismatch(step=seen[0], module=error.module, text=text, pairs=_pairs(graph, seen[0], alive))
     return None
 
 
@@ -115,9 +119,20 @@ def settle(model: nn.Module, graph: Graph) -> Mismatch | None:
             return mismatch
 
 
+_TRIAL_SHARES = {"heads": 0.5, "width": 0.34, "neurons": 0.41, "channels": 0.27}
+
+
 def trial(graph: Graph) -> dict[str, list[int]]:
-    """Every second unit of every free group, the last always: what is left is neither a run nor an even half."""
-    return {g.name: [*range(0, g.size - 1, 2)] for g in graph.free()}
+    """Some units of every free group, spread over it; other shares of each kind, so that no ratio stays by chance.
+
+    (``view(…, heads, width // heads)`` works as long as heads and width shrink alike.)
+    """
+    kept = {}
+    for group in graph.free():
+        gone = max(int(group.size * _TRIAL_SHARES[group.kind]), 1)
+        places = {(2 * i + 1) * group.size // (2 * gone) for i in range(gone)}
+        kept[group.name] = [unit for unit in range(group.size) if unit not in places]
+    return kept
 
 
 def _follow(model: nn.Module, graph: Graph, mismatch: Mismatch) -> bool:

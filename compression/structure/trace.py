@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,12 +30,17 @@ class Operations(TorchDispatchMode):
     def __init__(self, look: Look, knows: Callable[[Any], bool], where: Callable[[], str]) -> None:
         super().__init__()
         self._look, self._knows, self._where = look, knows, where
+        # Kept until the end: an id must not be given to a second tensor, and torch detaches what is held elsewhere,
+        # so that all runs of one model must hold the same to be compared step by step.
+        self._alive: list[Any] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """One operation: taken apart, or done and looked at."""
         kwargs = kwargs or {}
+        if func.namespace == "prim":  # asks a tensor for its device or layout
+            return func(*args, **kwargs)
         if not self._knows(func):
             with self:
                 out = func.decompose(*args, **kwargs)
@@ -47,6 +53,7 @@ class Operations(TorchDispatchMode):
         except Exception as error:
             name = func._schema.name.removeprefix("aten::")
             raise Untraceable(name, self._where(), error) from error
+        self._alive.append(out)
         self._look(Call(func=func, given=_bound(func, args, kwargs), out=out, module=self._where()))
         return out
 
@@ -55,10 +62,12 @@ class Untraceable(ConfigError):
     """An operation that cannot be followed without values, or fails."""
 
     def __init__(self, operation: str, module: str, cause: BaseException) -> None:
+        self.where = f"{operation} in {module or 'the model itself'}"
+        self.module = module
         first = str(cause).strip().splitlines()
+        self.cause = f"{type(cause).__name__}: {first[0] if first else ''}"
         super().__init__(
-            f"structure: {operation} in {module or 'the model itself'} cannot be traced"
-            f" ({type(cause).__name__}: {first[0] if first else ''}); what is removed must follow from shapes alone:"
+            f"structure: {self.where} cannot be traced ({self.cause}); what is removed must follow from shapes alone:"
             " let it not depend on values, or leave structured removal out for this model"
         )
 
@@ -84,6 +93,7 @@ def run(
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     stack: list[str] = []
+    failed: list[str] = []
     with fake:
         state = {n: _empty(t, (shapes or {}).get(n)) for n, t in named_tensors(model)}
         args, kwargs = _arguments(pytree.tree_map_only(Tensor, _empty, example))
@@ -95,12 +105,12 @@ def run(
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operation would hide the parts of a layer
     try:
-        with torch.inference_mode(), _watched(model, stack, entered, left), fake, operations:
+        with torch.inference_mode(), _watched(model, stack, failed, entered, left), fake, operations:
             return functional_call(model, state, args, kwargs)
     except ForgepressError:
         raise
     except Exception as error:
-        raise Untraceable("the forward pass", stack[-1] if stack else "", error) from error
+        raise Untraceable("the forward pass", failed[0] if failed else "", error) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -146,10 +156,11 @@ def _bound(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
 def _watched(
     model: nn.Module,
     stack: list[str],
+    failed: list[str],
     entered: Callable[[str, Any], None] | None,
     left: Callable[[str, Any], None] | None,
 ) -> Iterator[None]:
-    """``stack`` holds the names of the modules whose forward is at work."""
+    """``stack`` holds the names of the modules whose forward is at work, ``failed`` those left by an exception."""
     names = {id(module): name for name, module in model.named_modules()}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -158,7 +169,9 @@ def _watched(
             entered(stack[-1], (args, kwargs))
 
     def after(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
-        if left and outputs is not None:
+        if outputs is None and sys.exc_info()[0] is not None:
+            failed.append(stack[-1])
+        elif left:
             left(stack[-1], outputs)
         stack.pop()
 
