@@ -21,7 +21,7 @@ def main() -> int:
     rows = [_runs.row("test error in float", [dense], "%")]
     for bits in BITS:
         after = [quantized(given.runs, bits, seed, CALIBRATED) for seed in given.seeds[:1]]
-        aware = [quantized(given.runs, bits, seed, AWARE[bits], given.epochs) for seed in given.seeds]
+        aware = [quantized(given.runs, bits, seed, AWARE[bits], given.steps) for seed in given.seeds]
         rows += [
             _runs.row(f"{bits} bits, quantized afterwards: test error", after, "%"),
             _runs.row(f"{bits} bits, trained on the grid: test error", aware, "%"),
@@ -38,11 +38,12 @@ LEARNED = "quantization.aware_training, step_size: learned"
 AWARE = {8: "quantization.aware_training", 4: LEARNED, 2: LEARNED}
 
 
-def quantized(runs: Path, bits: int, seed: int, technique: str, epochs: int = 0) -> float:
-    """Test error of the reloaded artifact in percent; `epochs` 0: eight batches are looked at."""
-    length = f"epochs: {epochs}" if epochs else "steps: 8"
-    phase = f"{{name: quantize, {length}, techniques: [{{name: {technique}, weight_bits: {bits}}}]}}"
-    name = f"cifar_{bits}bit-{'aware' if epochs else 'after'}-{seed}"
+def quantized(runs: Path, bits: int, seed: int, technique: str, steps: int = 0) -> float:
+    """Test error of the reloaded artifact in percent; `steps` 0: eight batches are looked at."""
+    phase = (
+        f"{{name: quantize, steps: {steps or 8}, techniques: [{{name: {technique}, weight_bits: {bits}}}]}}"
+    )
+    name = f"cifar_{bits}bit-{'aware' if steps else 'after'}-{seed}"
     summary = _runs.train("cifar_quantization.yaml", runs, name, [f"seed={seed}", f"phases=[{phase}]"])
     return _runs.error_of(summary["artifacts"][0]["metrics"])
 
@@ -54,7 +55,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=2, help="of training on the grid")
+    parser.add_argument("--steps", type=int, default=782, help="of training on the grid; 391 are one epoch")
     parser.add_argument("--dense-epochs", type=int, default=16)
     given = parser.parse_args()
     given.runs = given.runs.resolve()
