@@ -18,6 +18,12 @@ Record = dict[str, Any]
 """What one ``finalize`` did, as JSON: enough to do it again on a fresh model."""
 State = Mapping[str, Mapping[str, Tensor]]
 """A technique's own buffers at the end of its phase: key → parameter name → whole tensor."""
+EXAMPLE = "example"
+"""The key in a `State` under which a technique that ``traces`` finds the model's positional inputs, in their order."""
+Example = tuple[Tensor, ...]
+"""Positional inputs of the model for one row."""
+Widths = dict[str, dict[int, int]]
+"""Parameter → {dim: what the number of units along it will be a multiple of}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,8 @@ class Technique:
     """True where it puts weights on a grid of its own: the one of an earlier phase is then not kept."""
     delivers: ClassVar[tuple[str, ...]] = ()
     """Keys of the `Run.buffer` state that ``finalize`` wants to see, whole."""
+    traces: ClassVar[bool] = False
+    """True: ``finalize`` traces the model, and finds an input of one row for that in ``state["example"]``."""
 
     def prepare(self, model: nn.Module) -> None:
         """Swap or add modules, on the whole model, before it is sharded. Must be repeatable from settings."""
@@ -114,8 +122,17 @@ class Technique:
     def finalize(self, model: nn.Module, state: State) -> Record:
         """Deliver, on the whole model, once at the end of the phase; shapes may change.
 
-        state:   the buffers named in ``delivers``, whole (empty where there are none).
+        state:   the buffers named in ``delivers``, whole (empty where there are none); where the technique
+                 ``traces``, also ``example``: {"0": first positional input of the model for one row, …}.
         returns: the record that `rebuild` needs to do the same to a fresh model.
+        """
+        return {}
+
+    def foretell(self, model: nn.Module, example: Example) -> Widths:
+        """What ``finalize`` will do to sizes, on shapes alone (meta tensors). Called before the first step.
+
+        returns: the dims that will be narrower, and by what they will stay divisible.
+        raises:  ConfigError where ``finalize`` could not deliver, so that no run trains for nothing.
         """
         return {}
 

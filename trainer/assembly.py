@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..compression.pruning.keep_zeros import KeepZeros
 from ..compression.quantization.keep_grid import KeepGrid
 from ..compression.replay import PlanEntry
 from ..errors import ConfigError
-from ..parallel import AXES, Mesh, NativeEngine
+from ..parallel import AXES, Layout, Mesh, NativeEngine
 from .config import PhaseConfig, RunConfig
 from .gradients import PARTS
 from .models import BuiltModel, build_model
@@ -133,7 +134,7 @@ def assemble(
     parallel = config.parallel
     engine = NativeEngine(
         built.module,
-        _layout(built, config),
+        layout_of(built, config, plan),
         mesh,
         schedule=parallel.schedule,
         microbatches=parallel.microbatches,
@@ -184,11 +185,24 @@ def _refuse_idle(techniques: Sequence[Technique], model: nn.Module, phase: Phase
             )
 
 
-def _layout(built: BuiltModel, config: RunConfig) -> Any:
-    if config.parallel.tensor_plan is None:
-        return built.layout
-    plan = {glob: cut for glob, cut in config.parallel.tensor_plan.items() if cut != "replicate"}
-    return replace(built.layout, tensor_plan=plan, divisible={})
+def layout_of(built: BuiltModel, config: RunConfig, plan: Sequence[PlanEntry]) -> Layout:
+    """How the mesh may cut the model: by its own tensor plan or the config's, and never through an attention head.
+
+    plan: what earlier phases did; the numbers of heads that they left count, not those of the model as first built.
+    """
+    layout = built.layout
+    if config.parallel.tensor_plan is not None:
+        cuts = {glob: cut for glob, cut in config.parallel.tensor_plan.items() if cut != "replicate"}
+        layout = replace(layout, tensor_plan=cuts, divisible={})
+    heads: dict[str, int] = {}
+    for line in plan:
+        heads |= line["record"].get("heads", {})
+    cut = {
+        f"heads of {name}": count
+        for name, count in heads.items()
+        if any(fnmatchcase(name, glob) for glob in layout.tensor_plan)
+    }
+    return replace(layout, divisible={**layout.divisible, **cut})
 
 
 def make_optimizer(config: RunConfig, phase: PhaseConfig, weights: Sequence[Weight]) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..compression import Chain, State, Technique
 from ..compression.replay import PlanEntry, entry
+from ..compression.technique import EXAMPLE
 from ..parallel import Mesh
 from ..parallel.whole import gather, scatter
 from .artifact import save_artifact
@@ -27,6 +28,7 @@ from .assembly import (
     whole_model,
 )
 from .config import PhaseConfig, RunConfig
+from .models import BuiltModel
 from .teacher_model import phase_folder, taught_by
 
 Whole = dict[str, dict[str, Tensor]]
@@ -82,7 +84,7 @@ def finalize(
     else:
         whole = _gather(now, mesh, with_moments=with_moments)
         if mesh.rank == 0:
-            records = _finalize(whole, whole_model(config, now.plan, facts).module, techniques, states)
+            records = _finalize(whole, whole_model(config, now.plan, facts), techniques, states)
         if mesh.world > 1:
             box = [records]
             dist.broadcast_object_list(box, src=0)
@@ -130,12 +132,21 @@ def _state(chain: Chain, index: int, mesh: Mesh) -> dict[str, dict[str, Tensor]]
 
 
 def _finalize(
-    whole: Whole, model: nn.Module, techniques: Sequence[Technique], states: Sequence[State]
+    whole: Whole, built: BuiltModel, techniques: Sequence[Technique], states: Sequence[State]
 ) -> list[dict[str, Any]]:
+    model = built.module
     for technique in techniques:
         technique.prepare(model)
     scatter(whole["model"], _held(model), Mesh())
-    records = [t.finalize(model, state) for t, state in zip(techniques, states, strict=True)]
+    inputs = (
+        {str(number): x for number, x in enumerate(built.example(1))}
+        if any(t.traces for t in techniques)
+        else {}
+    )
+    records = [
+        t.finalize(model, {**state, EXAMPLE: inputs} if t.traces else state)
+        for t, state in zip(techniques, states, strict=True)
+    ]
     whole["model"] = _held(model)
     for record in records:
         whole["moments"] = follow(whole["moments"], record)

@@ -150,6 +150,23 @@ def technique_lines(checks: Mapping[str, Sequence[Check]]) -> list[dict[str, Any
     ]
 
 
+def removals(plan: Sequence[Mapping[str, Any]], phase: str) -> list[tuple[int, Mapping[str, Any]]]:
+    """(place in the phase's list, record) of the techniques that took something out of the model at its end."""
+    lines = [line for line in plan if line["phase"] == phase]
+    return [(place, line["record"]) for place, line in enumerate(lines) if "removed" in line["record"]]
+
+
+def with_removal(technique: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """A technique's line of the summary with the shares that were to go and that went."""
+    checks = [Check(**check) for check in record["checks"]]
+    line = {key: {**technique[key]} for key in ("requested", "achieved")}
+    for check in checks:
+        line["requested"][check.quantity], line["achieved"][check.quantity] = check.requested, check.achieved
+    for what, (before, after) in record["removed"].items():
+        line["achieved"].setdefault(f"{what.replace('_', '-')} removed", 1.0 - after / max(before, 1))
+    return {**technique, **line, "holds": technique["holds"] and all(check.holds for check in checks)}
+
+
 def counted(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Parameters in all, and those that are not zero."""
     names = [name for name, _ in module.named_parameters()]

@@ -16,7 +16,7 @@ from .boundary import finalize, next_phase
 from .checkpoint import Checkpoints, Saved
 from .config import PhaseConfig, RunConfig
 from .data import open_data
-from .delivery import deliver, technique_lines
+from .delivery import deliver, removals, technique_lines, with_removal
 from .evaluation import evaluate
 from .interrupts import Interrupts
 from .logbook import Logbook
@@ -174,6 +174,7 @@ class Trainer:
         self.checks = self.assembly.chain.demand()
         seconds = self._seconds()
         plan, whole = finalize(self.assembly, self.config, self.mesh, self.data.facts, with_moments=False)
+        self._note_removals(plan)
         self.checkpoints.wait()
         self.logbook.progress.close()
         return deliver(self, plan, whole, seconds)
@@ -226,7 +227,27 @@ class Trainer:
         self._beat(self.step, "next phase", _SLOW_WORK)
         phase, steps = self.config.phases[self.phase_index], self.phase_steps[self.phase_index]
         self.checks = {}
-        return next_phase(self.assembly, self.config, phase, self.mesh, self.data.facts, steps=steps)
+        then = next_phase(self.assembly, self.config, phase, self.mesh, self.data.facts, steps=steps)
+        self._note_removals(then.plan)
+        return then
+
+    def _note_removals(self, plan: list[dict[str, Any]]) -> None:
+        """What the end of the phase took out of the model, beside what was asked for, in its result and on curves."""
+        result = self.results[-1]
+        lines = [*result["techniques"]]
+        for place, record in removals(plan, result["phase"]):
+            lines[place] = with_removal(lines[place], record)
+            sizes = {
+                f"{w}_{when}": n
+                for w, ns in record["removed"].items()
+                for when, n in zip(("before", "after"), ns, strict=True)
+            }
+            self.logbook.event("removal", self.step, **sizes)
+            before, after = record["removed"]["parameters"]
+            self.logbook.say(
+                f"step {self.step}  {result['phase']}  {before:,} parameters, {after:,} of them left"
+            )
+        self.results = [*self.results[:-1], {**result, "techniques": lines}]
 
     def _steps_of(self, phase: PhaseConfig) -> int:
         return phase.steps if phase.steps is not None else (phase.epochs or 0) * len(self.data.train)

@@ -106,11 +106,10 @@ def refuse(config: RunConfig, ranks: int, source: Source) -> None:
     built = _model(config, source, None, found)
     if built is not None:
         check_metrics(config, built.task, found)
-        check_pipeline(config, built, check_tensor(config, built, found), found)
+        plan = check_tensor(config, built, found)
+        check_pipeline(config, built, plan, found)
         classroom = Classroom(config, built, source, found)
-        check_techniques(
-            config, built.module, found, classroom
-        )  # prepares the model: nothing else may follow it
+        check_techniques(config, built, plan, found, classroom)  # prepares the model: nothing else may follow
     if found.problems:
         raise config_error(found.problems, f"{config.name} cannot run: it")
 
@@ -177,8 +176,8 @@ def _with_model(
     activations = _activations(config, built, found)
     classroom = Classroom(config, built, source, found)
     matches = check_techniques(
-        config, built.module, found, classroom
-    )  # prepares the model: nothing else may follow it
+        config, built, plan, found, classroom
+    )  # prepares the model: nothing else may follow
     size = checkpoint_bytes(config, built.module, matches)
     check_room(config, size, found)
     plans = _plans(config, report.batches_per_epoch, [[len(names) for _, names in each] for each in matches])

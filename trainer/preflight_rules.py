@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -180,15 +181,21 @@ def check_metrics(config: RunConfig, task: str, found: Found) -> None:
 
 
 def check_techniques(
-    config: RunConfig, module: nn.Module, found: Found, teach: Callable[[Any, int, Path], Any]
+    config: RunConfig,
+    built: BuiltModel,
+    plan: dict[str, str],
+    found: Found,
+    teach: Callable[[Any, int, Path], Any],
 ) -> list[list[tuple[float, list[str]]]]:
-    """Each technique must match something of the model that its phase begins with, and have a teacher that fits.
+    """Each technique must match something of the model that its phase begins with, and be able to deliver.
 
+    plan: module → column or row, what the tensor axis divides.
     teach: of a technique with a teacher, its phase's number and its place, the technique that knows both models;
         None where they do not go together.
     returns: per phase, per technique: (bytes a weight, names of the parameters). The model is prepared (on shapes
     alone) on the way; where a technique cannot do that without numbers, what comes after it is not checked.
     """
+    module = built.module
     phases: list[list[tuple[float, list[str]]]] = []
     together: list[list[tuple[Technique, frozenset[str]]]] = []
     known = True
@@ -205,6 +212,8 @@ def check_techniques(
                 found.problem(path, _nothing_matched(entry, technique.match, module))
             phases[-1].append((technique.bytes_per_weight, names))
             together[-1].append((technique, frozenset(names)))
+            if technique.traces and names and known:
+                _check_removal(config, built, plan, path, technique, found)
             if technique.changes_model and known:
                 try:
                     technique.prepare(module)
@@ -216,6 +225,27 @@ def check_techniques(
     for refusal in refusals(together):
         found.problem(("phases", refusal.phase, "techniques", refusal.technique), refusal.message)
     return phases
+
+
+def _check_removal(
+    config: RunConfig, built: BuiltModel, plan: dict[str, str], path: Path, technique: Technique, found: Found
+) -> None:
+    """What is to be removed can be, and leaves widths that the tensor axis divides."""
+    try:
+        widths = technique.foretell(built.module, built.example(1, device="meta"))
+    except ConfigError as error:
+        found.problem(path, str(error))
+        return
+    degree = config.parallel.tensor
+    for name, cut in plan.items():
+        multiple = widths.get(f"{name}.weight", {}).get(0 if cut == "column" else 1)
+        if multiple is not None and multiple % degree:
+            found.problem(
+                path,
+                f"widths of {name} will be multiples of {multiple}, which tensor: {degree} does not divide; want "
+                f"multiple (for attention heads heads_multiple) {math.lcm(multiple, degree)}, or another tensor degree",
+            )
+            return
 
 
 def _nothing_matched(entry: TechniqueConfig, match: str | tuple[str, ...], module: nn.Module) -> str:

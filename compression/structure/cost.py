@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,21 @@ def macs(model: nn.Module, example: Any) -> int:
     return graph_macs(trace(model, example))
 
 
-def graph_macs(graph: Graph, kept: Kept | None = None) -> int:
-    """Multiply-adds of the traced model, or of what `cut` with ``kept`` would leave of it."""
-    alive = graph.alive(kept or {})
+def graph_macs(graph: Graph, kept: Kept | None = None, *, blocks: Sequence[str] = ()) -> int:
+    """Multiply-adds of the traced model, or of what `cut` with ``kept`` and ``blocks`` would leave of it."""
+    alive, gone = graph.alive(kept or {}), tuple(f"{name}." for name in blocks)
     return sum(
-        math.prod(_elements(part, alive) for part in parts) for step in graph.steps for parts in step.costs
+        math.prod(_elements(part, alive) for part in parts)
+        for step in graph.steps
+        if not f"{step.module}.".startswith(gone)
+        for parts in step.costs
     )
 
 
-def graph_parameters(graph: Graph, kept: Kept | None = None) -> int:
-    """Elements of all parameters (tied ones once, no buffers), or of what `cut` with ``kept`` would leave."""
-    shapes = {**graph.shapes, **graph.shapes_of(kept or {})}
-    return sum(math.prod(shapes[name]) for name in graph.parameters)
+def graph_parameters(graph: Graph, kept: Kept | None = None, *, blocks: Sequence[str] = ()) -> int:
+    """Elements of all parameters (tied ones once, no buffers), or of what `cut` would leave."""
+    shapes, gone = {**graph.shapes, **graph.shapes_of(kept or {})}, tuple(f"{name}." for name in blocks)
+    return sum(math.prod(shapes[name]) for name in graph.parameters if not name.startswith(gone))
 
 
 def unit_cost(graph: Graph, group: Group) -> tuple[int, int]:

@@ -12,32 +12,12 @@ from typing import Any
 import pytest
 from forgepress.compression import techniques
 from forgepress.parallel import Mesh
+from forgepress.tests.meshes import MESHES, THEN
 from forgepress.tests.ranks import run_on_ranks
 from forgepress.trainer.config import RunConfig
 from forgepress.trainer.step import Steps
 from forgepress.trainer.verify import Trace, Traced, compare, read_trace
 
-MESHES: dict[str, dict[str, int]] = {
-    "replicate=2": {"replicate": 2},
-    "shard=2": {"shard": 2},
-    "shard=3": {"shard": 3},  # 3 divides neither 100 nor 10 rows: the last shards are short
-    "tensor=2": {"tensor": 2},
-    "pipeline=2": {"pipeline": 2},
-    "pipeline=2 x shard=2": {"pipeline": 2, "shard": 2},
-    "shard=2 x tensor=2": {"shard": 2, "tensor": 2},
-    "pipeline=2 x shard=2 x tensor=2": {"pipeline": 2, "shard": 2, "tensor": 2},
-}
-# Each mesh hands its checkpoint on to one that is cut differently.
-THEN = {
-    "replicate=2": "pipeline=2",
-    "shard=2": "tensor=2",
-    "shard=3": "shard=2 x tensor=2",
-    "tensor=2": "shard=3",
-    "pipeline=2": "shard=2",
-    "pipeline=2 x shard=2": "replicate=2",
-    "shard=2 x tensor=2": "pipeline=2 x shard=2",
-    "pipeline=2 x shard=2 x tensor=2": "shard=3",
-}
 EVERYTHING = bool(os.environ.get("FORGEPRESS_EVERYTHING"))  # every variant on every mesh: three times as long
 
 

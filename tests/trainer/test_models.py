@@ -17,6 +17,7 @@ BUILT_IN = {
     "conv_bn": {"name": "conv_bn", "widths": [3, 5], "input_shape": [3, 7, 9], "classes": 4},
     "gpt": GPT,
     "vgg": {"name": "vgg", "stages": [[3, 5], [4], [7]], "input_shape": [3, 7, 9], "classes": 4},
+    "mlp": {"name": "mlp", "hidden": [7, 5, 3], "input_shape": [1, 2, 6], "classes": 4},
 }
 
 
@@ -71,6 +72,14 @@ def test_gpt_has_the_number_of_parameters_counted_by_hand():
     block = 4 * (w * w + w) + 2 * 2 * w + (w * 4 * w + 4 * w) + (4 * w * w + w)
     assert parameters(build_model(GPT)) == 17 * w + 9 * w + 2 * block + 2 * w + 17 * w
     assert parameters(build_model({**GPT, "tied": True})) == 17 * w + 9 * w + 2 * block + 2 * w
+
+
+def test_mlp_has_the_parameters_of_the_slimming_papers_network_with_its_scales_where_they_are_asked_for():
+    built = build_model({"name": "mlp", "scale": 0.5})
+    assert parameters(built) == 784 * 500 + 500 + 500 * 300 + 300 + 300 * 10 + 10 + 2 * (500 + 300)
+    scales = [m.weight for m in built.module.modules() if isinstance(m, nn.BatchNorm1d)]
+    assert [len(scale) for scale in scales] == [500, 300]
+    assert all((scale == 0.5).all() for scale in scales)
 
 
 def test_conv_bn_stops_pooling_when_the_image_is_one_pixel():

@@ -212,6 +212,37 @@ def test_what_needs_numbers_to_prepare_is_noted_and_not_guessed(monkeypatch):
     assert any("not checked" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    ("technique", "message"),
+    [
+        ({"share": 0.99}, "no more than"),
+        ({"kinds": ["heads"]}, "nothing of the kinds heads may be removed"),
+        ({"score": "scale"}, "it has no normalisation layer with a scale"),
+    ],
+)
+def test_a_removal_that_could_not_deliver_is_refused_before_the_first_step(technique, message):
+    phases = [{"name": "shrink", "steps": 2, "techniques": [{"name": "pruning.structured", **technique}]}]
+    (problem,) = report(phases=phases).problems
+    assert problem.path == ("phases", 0, "techniques", 0)
+    assert message in problem.message
+
+
+def test_widths_that_the_tensor_axis_would_not_divide_are_refused_by_the_setting_to_mend():
+    def problems(multiple):
+        technique = {"name": "pruning.structured", "multiple": multiple}
+        phases = [{"name": "shrink", "steps": 2, "techniques": [technique]}]
+        return report(ranks=4, phases=phases, parallel={"tensor": 4}).problems
+
+    assert problems(8) == ()
+    (problem,) = problems(6)
+    assert problem.path == ("phases", 0, "techniques", 0)
+    assert (
+        "widths of fc1 will be multiples of 6, which tensor: 4 does not divide; want multiple"
+        in problem.message
+    )
+    assert "12" in problem.message
+
+
 def test_the_best_metric_must_be_measured():
     assert (
         "did you mean accuracy?" in refused(evaluate={"best": {"metric": "acuracy"}})["evaluate.best.metric"]

@@ -1,0 +1,76 @@
+"""The contract of techniques that remove units: on every mesh, what is left and trains on is that of one process.
+
+A phase ends with the removal and the next one trains what is left, on a mesh that is built anew. Each run is stopped
+behind the removal and goes on on another mesh.
+"""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forgepress.compression import techniques
+from forgepress.tests.meshes import MESHES, THEN
+from forgepress.tests.sessions import config_of, run
+from forgepress.trainer.config import RunConfig
+from forgepress.trainer.verify import Trace, compare
+
+NETS = "forgepress.tests.removals:"
+SLIMMING = {"name": "pruning.network_slimming", "multiple": 4, "strength": 0.02}
+STRUCTURED = {"name": "pruning.structured", "multiple": 4, "heads_multiple": 2}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "slimming": ("convolutions", {**SLIMMING, "share": 0.4}),
+    "structured-taylor": ("attention", {**STRUCTURED, "score": "taylor", "share": 0.5, "of": "parameters"}),
+    "structured-activation": ("convolutions", {**STRUCTURED, "score": "activation", "share": 0.3}),
+}
+STOP_AT = 6  # two steps behind the removal
+
+
+def config(case: str, degrees: dict[str, int], folder: Path) -> RunConfig:
+    net, technique = CASES[case]
+    phases = [{"name": "shrink", "steps": 4, "techniques": [technique]}, {"name": "tune", "steps": 4}]
+    return config_of(
+        folder,
+        degrees,
+        model={"factory": f"{NETS}{net}"},
+        # a pipeline fills the last, uneven batch with copies of rows, which batch normalisation would count
+        data={"source": "digits", "batch": 30, "tail": "drop"},
+        phases=phases,
+    )
+
+
+@functools.cache
+def alone(case: str) -> Trace:
+    with tempfile.TemporaryDirectory() as folder:
+        return run(config(case, {}, Path(folder) / "alone"))
+
+
+def test_every_technique_that_removes_units_is_proven_here() -> None:
+    removing = {name for name, kind in techniques().items() if kind.traces}
+    assert removing == {technique["name"] for _, technique in CASES.values()}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("case", CASES)
+def test_removes_what_one_process_removes_and_goes_on_also_on_another_mesh(
+    case: str, mesh: str, tmp_path: Path
+) -> None:
+    run(config(case, MESHES[mesh], tmp_path / "run"), stop_at=STOP_AT)
+    resumed = run(config(case, MESHES[THEN[mesh]], tmp_path / "run"))
+    difference = compare(alone(case), resumed)
+    assert difference.within() and difference.masks == 0.0, difference
+    assert len(resumed.steps) == 8
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_left_is_narrower_and_is_what_was_trained_before(case: str) -> None:
+    tensors = alone(case).tensors
+    before = {k.removeprefix("end-0/model/"): t for k, t in tensors.items() if k.startswith("end-0/model/")}
+    after = {name: tensors[f"end-0-and-then/model/{name}"] for name in before}
+    cut = [name for name in before if after[name].shape != before[name].shape]
+    assert cut
+    for name in cut:  # each narrower tensor is a selection of the old one's entries
+        old, new = before[name].unique(), after[name].unique()
+        assert torch.isin(new, old).all()
