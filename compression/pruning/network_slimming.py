@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..matching import SCALES
 from ..run import Run
 from ..structure import Graph, Group, recut
 from ..technique import Check, Example, Record, State, Technique, Traits, Widths
 from ._removal import Budget, Of, example_in, refuse_wrong_budget, rehearse, remove, traced, widths_of
-from ._scales import SCALES, scale_names, scales_of
+from ._scales import scale_names, scales_in
 from ._unit_budget import Candidate, by_rank, least_of
 from ._unit_scores import scale_scores
 from .sparsity_penalty import soft_threshold
@@ -26,8 +27,9 @@ class NetworkSlimming(Technique):
 
     A channel goes with everything that hangs on it: the filter or neuron that makes it, its normalisation, what the
     next layers read of it, and the channels that it is added to. Scales of channels that are coupled (a residual
-    stream) count by their mean. The phase after it fine-tunes; slimming again in a later phase is the paper's
-    multi-pass scheme.
+    stream) count by their mean. Without a channel, batch and instance normalisation leave the others as they are;
+    layer, group and RMS normalisation, which look at all channels together, do not, and need more fine-tuning. That
+    is the next phase's; slimming again in a later phase is the paper's multi-pass scheme.
 
     ``gradient`` adds ``strength · sign(scale)`` to the gradient after backward, the authors' sub-gradient;
     ``proximal`` applies the soft threshold after the step with the step's learning rate, which makes exact zeros.
@@ -41,7 +43,7 @@ class NetworkSlimming(Technique):
     """
 
     match: str | tuple[str, ...] = SCALES
-    """Which scales: ``scales`` (all of BatchNorm), or globs over names, also of LayerNorm, GroupNorm, RMSNorm."""
+    """Which scales: ``scales`` (of all normalisation layers), or globs over their names."""
     share: float = 0.5
     """How much is removed at the end of the phase, above 0 and below 1."""
     of: Of = "units"
@@ -74,19 +76,19 @@ class NetworkSlimming(Technique):
     def after_backward(self, run: Run) -> None:
         """Gradient form: add the sub-gradient of the penalty."""
         if self.form == "gradient":
-            for weight in scales_of(run, self.match):
+            for weight in scales_in(run, self.match):
                 if weight.grad is not None:
                     weight.grad.add_(weight.local.sign(), alpha=self.strength)
 
     def after_step(self, run: Run) -> None:
         """Proximal form: shrink by learning rate × strength."""
         if self.form == "proximal":
-            for weight in scales_of(run, self.match):
+            for weight in scales_in(run, self.match):
                 weight.local.copy_(soft_threshold(weight.local, run.learning_rate * self.strength))
 
     def checks(self, run: Run) -> list[Check]:
         """The penalty has scales to pull at, on the model's own weights."""
-        scales = scales_of(run, self.match)
+        scales = scales_in(run, self.match)
         term = run.total(scales, [w.live().abs().sum(dtype=torch.float64) for w in scales])
         run.log("slimming_l1_norm", term)
         at_work = 1.0 if float(term) > 0.0 else 0.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ..matching import matching_names
+from ..matching import matching_parameters
 from ..run import Run
 from ..structure import Graph, Group, recut
 from ..technique import Example, Record, State, Technique, Traits, Widths
@@ -127,8 +127,7 @@ class Structured(Technique):
 
     def matched(self, model: nn.Module) -> list[str]:
         """The parameters by which groups are chosen."""
-        shapes = {name: p.shape for name, p in model.named_parameters()}
-        return matching_names(shapes, self._match())
+        return matching_parameters(model, self._match())
 
     def traits(self) -> Traits:
         """See `Traits`."""
@@ -164,10 +163,9 @@ class Structured(Technique):
         groups = self._groups(graph, model)
         if not isinstance(self.share, dict):
             return [self._of_groups(groups, self.share, model, state)]
-        shapes = {name: p.shape for name, p in model.named_parameters()}
         budgets, taken = [], set()
         for glob, share in self.share.items():
-            names = set(matching_names(shapes, glob))
+            names = set(matching_parameters(model, glob))
             mine = [g for g in groups if g.name not in taken and makers(g) & names]
             taken |= {g.name for g in mine}
             if mine:

@@ -152,10 +152,9 @@ def test_channels_that_are_added_up_go_together_by_their_mean_scale() -> None:
     assert model.conv.weight.shape == (4, 4, 1, 1) and model.head.weight.shape == (3, 4, 1, 1)
 
 
-def test_other_normalisations_are_slimmed_only_when_they_are_named() -> None:
+def test_only_scales_of_normalisation_layers_match_whatever_the_globs_say() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3), nn.PReLU(3))
-    assert NetworkSlimming().matched(model) == []
-    assert NetworkSlimming(match="1.*").matched(model) == ["1.weight"]
+    assert NetworkSlimming().matched(model) == ["1.weight"]
     assert NetworkSlimming(match="*").matched(model) == ["1.weight"]  # PReLU's weight is no scale
     assert NetworkSlimming().matched(mlp()) == ["bn1.weight", "bn2.weight"]
     assert NetworkSlimming(match=("*", "!bn2*")).matched(mlp()) == ["bn1.weight"]
