@@ -12,6 +12,7 @@ from ...errors import ConfigError
 from .blocks import Paths
 from .flow import Call, Flow, Step
 from .graph import Graph
+from .grids import follow_grids
 from .groups import groups_of
 from .labels import Labelled
 from .rules import is_view, rule_of, unknown
@@ -50,6 +51,7 @@ def trace(model: nn.Module, example: Any) -> Graph:
     for tensor in tensors_of(outputs):
         for factor in flow.of(tensor).factors:
             flow.units.pin(factor.ids, "the model's output")
+    follow_grids(flow)
     flow.units.settle()
     return _settled(model, flow, paths, example)
 

@@ -182,6 +182,11 @@ class Flow:
                 )
             self.put(result, labelled)
         self.steps[-1].outs.extend(self.of(result) for result in results)
+        for result, known in zip(results, self.steps[-1].outs, strict=True):
+            if known.shape != tuple(result.shape):  # changed in place by an operation without a rule
+                raise ConfigError(
+                    f"structure: {call.where} changes the shape of a tensor in place; let it make a new one"
+                )
 
     def count(self, call: Call, argument: str, ids: Ids) -> None:
         """The number given as ``argument`` says how many of ``ids`` there are, and so does a module's attribute."""

@@ -57,6 +57,8 @@ _POINTWISE = {
 def rule_of(func: torch._ops.OpOverload) -> Rule | None:
     """The rule for this operation, or None where it is not known (torch may take it apart into known ones)."""
     name = func._schema.name.removeprefix("aten::")
+    if name in ("max", "min") and any(argument.name == "other" for argument in func._schema.arguments):
+        return pointwise  # of two tensors, not along a dim
     if name in RULES:
         return RULES[name]
     if torch.Tag.pointwise in func.tags or name in _POINTWISE:

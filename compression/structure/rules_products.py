@@ -155,6 +155,7 @@ def embedding(flow: Flow, call: Call) -> Labelled:
 
 
 def biased(flow: Flow, call: Call, out: Labelled, bias: object, dim: int) -> Labelled:
+    """``out`` plus a vector along ``dim``, or as it is where there is none."""
     if bias is None:
         return out
     added = along(flow.of(bias), dim, len(out.shape))  # type: ignore[arg-type]
