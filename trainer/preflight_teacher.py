@@ -15,7 +15,7 @@ from .models import BuiltModel, build_model
 from .preflight_memory import MemoryRow, held_by_fullest_rank
 from .preflight_rules import Found, check_pipeline, check_tensor
 from .teacher_fit import Seen, fit_one, look, with_plan
-from .teacher_model import teacher_model, teacher_phase
+from .teacher_model import refuse_unknown_keys, teacher_model, teacher_phase
 
 
 class Classroom:
@@ -41,7 +41,7 @@ class Classroom:
             theirs = self._seen.get(key)
             if theirs is not None:
                 self._bytes.setdefault(phase, {})[key] = self._share(theirs.built, here)
-            ours = look(lambda device: self._student(device))
+            ours = look(self._student)
             fitted = fit_one(technique, ours, self._config, self._facts, theirs)
             self._refuse_outside_stages(technique, ours.built, theirs)
             return fitted
@@ -59,18 +59,22 @@ class Classroom:
     def _student(self, device: str) -> BuiltModel:
         if device == "meta":
             return self._built
+        return self._fresh(device)
+
+    def _fresh(self, device: str) -> BuiltModel:
         return build_model(self._config.model, seed=self._config.seed, data=self._facts, device=device)
 
     def _maker(self, spec: Any, phase: int) -> Any:
         name = teacher_phase(spec)
         if name is None:
             return partial(teacher_model, spec, self._config, self._facts, like=self._built)
+        refuse_unknown_keys(spec, "phase")
         earlier = [each.name for each in self._config.phases[:phase]]
         if name not in earlier:
             known = f"; earlier phases are {', '.join(earlier)}" if earlier else "; this is the first phase"
             raise ConfigError(f"teacher {{phase: {name}}}: want the name of a phase before this one{known}")
         # As the phase begins with it: what its techniques remove at its end is not known beforehand.
-        return partial(build_model, self._config.model, seed=self._config.seed, data=self._facts)
+        return self._fresh
 
     def _refuse_cache(self, technique: Any) -> None:
         augment = self._config.data.augment

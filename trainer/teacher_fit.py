@@ -100,10 +100,11 @@ def fit_one(
     for who, seen, names in (("student", ours, pairs), ("teacher", theirs, pairs.values())):
         refuse_missing(name, who, seen, list(names))
         if config.parallel.tensor > 1:
-            _refuse_divided(
-                name, who, replace(seen, built=with_plan(seen.built, config)), list(names), config
-            )
-    return technique.fitted(ours.shapes, theirs.shapes)
+            _refuse_divided(name, who, seen, list(names), config)
+    fitted = technique.fitted(ours.shapes, theirs.shapes)
+    if config.parallel.tensor > 1:
+        _refuse_matrix(name, fitted.learned(), _tensor_plan(ours, config))
+    return fitted
 
 
 def refuse_missing(technique: str, who: str, seen: Seen, names: Sequence[str]) -> None:
@@ -128,15 +129,27 @@ def with_plan(built: BuiltModel, config: RunConfig) -> BuiltModel:
 
 
 def _refuse_divided(technique: str, who: str, seen: Seen, names: Sequence[str], config: RunConfig) -> None:
-    divided = divided_modules(
-        seen, resolve_plan(seen.built.module, seen.built.layout, config.parallel.tensor)
-    )
+    divided = divided_modules(seen, _tensor_plan(seen, config))
     for name in names:
         if name in divided:
             raise ConfigError(
                 f"{technique}: parallel.tensor={config.parallel.tensor} divides the features that the {who}'s module "
                 f"{name!r} gives; name the module after which they are whole again, or use tensor: 1"
             )
+
+
+def _refuse_matrix(technique: str, learned: Sequence[str], plan: Mapping[str, str]) -> None:
+    for name in learned:
+        if name in plan:
+            raise ConfigError(
+                f"{technique}: the student's module {name!r} is divided over the tensor axis, and what it gives is "
+                "whole only after it; name the module that comes next, so that a projection can be learned there"
+            )
+
+
+def _tensor_plan(seen: Seen, config: RunConfig) -> dict[str, str]:
+    built = with_plan(seen.built, config)
+    return resolve_plan(built.module, built.layout, config.parallel.tensor)
 
 
 def divided_modules(seen: Seen, plan: Mapping[str, str]) -> set[str]:

@@ -39,7 +39,7 @@ def teacher_model(
             folder = (
                 phase_folder(config, given["phase"]) if kinds == ["phase"] else Path(str(given["artifact"]))
             )
-            _refuse_unknown(given, kinds[0])
+            refuse_unknown_keys(given, kinds[0])
             trusted = kinds == ["phase"] or bool(given.get("trust_factory"))
             built = load_built(folder, trust_factory=trusted, device=device)
     except CheckpointError as error:
@@ -50,7 +50,8 @@ def teacher_model(
     return built
 
 
-def _refuse_unknown(given: Mapping[str, Any], kind: str) -> None:
+def refuse_unknown_keys(given: Mapping[str, Any], kind: str) -> None:
+    """raises: ConfigError for a key that a teacher of this kind (phase, artifact) has not."""
     known = {"phase": ("phase",), "artifact": ("artifact", "trust_factory")}[kind]
     unknown = [key for key in given if key not in known]
     if unknown:

@@ -36,6 +36,10 @@ class Distillation(Technique):
                 f"match={self.match!r}: distillation looks at outputs, not at parameters; leave it out"
             )
 
+    def learned(self) -> list[str]:
+        """Student modules that get parameters of their own to come near to the teacher's."""
+        return []
+
     def add_columns(self, run: Run, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """Let the teacher see the step's rows."""
         return self._teacher(run).add(columns, run.step)

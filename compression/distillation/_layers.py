@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..run import Run
 
 Shapes = Mapping[str, Sequence[int]]
 """Module → shape of its output, the rows first."""
@@ -42,8 +43,12 @@ def tensor_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def with_tensor(output: Any, tensor: Tensor) -> Any:
-    """The output with its tensor replaced."""
+def with_term(run: Run, output: Any, term: Tensor, name: str) -> Any:
+    """A module's output whose backward carries the gradient of `term` too; see `Run.attach`.
+
+    A copy: what is attached is a view, which no module after it could change in place (an activation may).
+    """
+    tensor = run.attach(tensor_of(output), term, name=name).clone()
     return type(output)((tensor, *output[1:])) if isinstance(output, tuple | list) else tensor
 
 

@@ -202,8 +202,13 @@ class Teacher:
         module = None if want.module is None else self.held(want.module)
 
         def see(module: nn.Module, args: Any, output: Any) -> None:
-            if want.column in self._seen:  # not while somebody else runs the module
-                self._seen[want.column].append(want.keep(tensor_of(output).detach()))
+            if want.column not in self._seen:
+                return  # somebody else runs the module
+            given = tensor_of(output).detach()
+            kept = want.keep(given)
+            alias = kept.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+            # The module after it may change the output in place.
+            self._seen[want.column].append(kept.clone() if alias else kept)
 
         if module is not None:
             self._hooks.append(module.register_forward_hook(see))

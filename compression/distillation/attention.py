@@ -19,7 +19,7 @@ from ._layers import (
     mean_over_places,
     real_places,
     tensor_of,
-    with_tensor,
+    with_term,
 )
 from ._losses import map_distance, relation_divergence
 
@@ -116,8 +116,7 @@ class AttentionDistillation(Distillation):
 
     def _compare(self, run: Run, column: str, name: str, module: Any, args: Any, output: Any) -> Any:
         """The student's output with its loss attached."""
-        whole = tensor_of(output)
-        ours, theirs = _kept(name, whole), run.now.columns[column]
+        ours, theirs = _kept(name, tensor_of(output)), run.now.columns[column]
         if (
             ours.ndim != theirs.ndim
             or ours.ndim not in (3, 4)
@@ -134,7 +133,7 @@ class AttentionDistillation(Distillation):
             real = real_places(run.now.columns, ours.shape[:2])
             each = relation_divergence(theirs, ours, self.heads, real)
         term = self.weight * mean_over_places(each, run.now.columns, run.now.valid).sum() / run.rows
-        return with_tensor(output, run.attach(whole, term, name=column))
+        return with_term(run, output, term, column)
 
 
 def _named(name: str) -> tuple[str, int, int]:

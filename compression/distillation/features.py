@@ -22,7 +22,7 @@ from ._layers import (
     tensor_of,
     width,
     width_last,
-    with_tensor,
+    with_term,
 )
 from ._losses import cosine_distance, squared_distance
 from ._projection import PROJECTION, project, unproject
@@ -94,11 +94,15 @@ class FeatureDistillation(Distillation):
             widths[ours] = (width(mine), width(other))
         return dataclasses.replace(self, widths={**widths, **self.widths})
 
+    def learned(self) -> list[str]:
+        """Modules whose widths differ, or all."""
+        always = self.projection == "always"
+        return [name for name, (ours, theirs) in self.widths.items() if ours != theirs or always]
+
     def prepare(self, model: nn.Module) -> None:
         """Give each module that needs it a matrix to learn; names of other parameters stay."""
-        for name, (ours, theirs) in self.widths.items():
-            if ours != theirs or self.projection == "always":
-                project(model, name, ours, theirs)
+        for name in self.learned():
+            project(model, name, *self.widths[name])
 
     def set_up(self, run: Run) -> None:
         """Ask for the teacher's hidden states, and look at the student's."""
@@ -141,7 +145,7 @@ class FeatureDistillation(Distillation):
             )
         each = (squared_distance if self.distance == "mse" else cosine_distance)(theirs, ours)
         term = self.weight * mean_over_places(each, run.now.columns, run.now.valid).sum() / run.rows
-        return with_tensor(output, run.attach(tensor, term, name=column))
+        return with_term(run, output, term, column)
 
 
 def _hidden(x: Tensor) -> Tensor:

@@ -75,6 +75,14 @@ def test_gradients_are_those_of_a_hand_written_loss(distance, padded):
         torch.testing.assert_close(ours.grad, theirs.grad if theirs.grad is not None else torch.zeros(()))
 
 
+def test_a_module_behind_may_change_what_was_looked_at_in_place():
+    torch.manual_seed(0)
+    student, teacher = (nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True)) for _ in range(2))
+    run = attached(FeatureDistillation(layers={"0": "0"}), student, teacher)
+    wanted = F.mse_loss(student[0](INPUTS), teacher[0](INPUTS))
+    torch.testing.assert_close(run.attached["0.distillation.features/0"], wanted.detach())
+
+
 def fitted(**settings) -> FeatureDistillation:
     layers = {"1": "1", "0": "0", "2": "2"}
     shapes = [
