@@ -1,9 +1,11 @@
 """Models with quantized layers, made by hand: what export starts from, without a run."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from forgepress.compression import Technique
 from forgepress.compression.quantization.grid import grid_of, snap_, spread, weight_range
 from forgepress.compression.quantization.modules import (
     ActivationQuantizer,
@@ -31,7 +33,10 @@ def quantize(
         if can_be_quantized(layer) and only(name, layer):
             quantizer = None
             if inputs is not None and not isinstance(layer, nn.Embedding):
-                quantizer = ActivationQuantizer(symmetric=inputs_symmetric, dynamic=inputs == "dynamic")
+                dims = layer.weight.dim() - 1  # an image, or a token
+                quantizer = ActivationQuantizer(
+                    symmetric=inputs_symmetric, dynamic=inputs == "dynamic", row_dims=dims
+                )
             made = quantized(
                 layer,
                 weight_bits=bits,
@@ -75,3 +80,94 @@ def _calibrate(model: nn.Module, rows: Tensor | Mapping[str, Tensor]) -> None:
 def call(model: nn.Module, rows: Any) -> Any:
     """The model on one tensor, or on keyword inputs."""
     return model(**rows) if isinstance(rows, Mapping) else model(rows)
+
+
+class Pictures(nn.Module):
+    """Convolutions as they come: strided, depthwise, beside a residual sum, before a pool; then linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding="same", groups=8, bias=False)
+        self.beside = nn.Conv2d(8, 8, 1)
+        self.hidden = nn.Linear(8 * 4 * 4, 20, bias=False)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = (x + self.beside(self.depthwise(x).relu())).relu()
+        x = nn.functional.max_pool2d(x, 2).flatten(1)
+        return self.head(self.hidden(x).relu())
+
+
+class Words(nn.Module):
+    """A table, layers on [rows, length, width], and one on [rows, width]; keyword inputs, outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(31, 16)
+        self.up = nn.Linear(16, 24)
+        self.down = nn.Linear(24, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        x = self.table(input_ids)
+        x = x + self.down(nn.functional.gelu(self.up(x)))
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return {"logits": self.head(pooled), "hidden": x}
+
+
+def pictures(rows: int = 6) -> Tensor:
+    """Inputs of `Pictures`."""
+    return torch.randn(rows, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def words(rows: int = 6, length: int = 9) -> dict[str, Tensor]:
+    """Inputs of `Words`."""
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.ones(rows, length, dtype=torch.int64)
+    mask[0, length // 2 :] = 0
+    return {"input_ids": torch.randint(0, 31, (rows, length), generator=generator), "attention_mask": mask}
+
+
+def made(kind: type[nn.Module], **settings: Any) -> tuple[nn.Module, Any]:
+    """A quantized `Pictures` or `Words` with inputs that it was calibrated on."""
+    torch.manual_seed(0)
+    rows = pictures() if kind is Pictures else words()
+    return quantize(kind(), rows, **settings), rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByHand(Technique):
+    """Puts every layer on a grid when its phase ends; inputs are taken to lie within ± ``limit``."""
+
+    changes_model: ClassVar[bool] = True
+    limit: float = 4.0
+    group: int = 0
+    spoil: bool = False  # deliver one weight that is not on its grid
+
+    def prepare(self, model: nn.Module) -> None:
+        for layer in [layer for layer in model.modules() if can_be_quantized(layer)]:
+            quantizer = None if isinstance(layer, nn.Embedding) else ActivationQuantizer()
+            settings = {"weight_bits": 8, "group_size": self.group, "weight_symmetric": True}
+            quantized(layer, input_quantizer=quantizer, **settings)
+
+    def finalize(self, model: nn.Module, state: Any) -> dict[str, Any]:
+        for layer in quantized_layers(model).values():
+            _write_grid(layer, symmetric=True)
+            if layer.input_quantizer is not None:
+                ends = torch.tensor(-self.limit), torch.tensor(self.limit)
+                scale, zero_point = grid_of(*ends, 8, symmetric=False)
+                layer.input_quantizer.scale.copy_(scale)
+                layer.input_quantizer.zero_point.copy_(zero_point)
+                layer.input_quantizer.enabled = True
+        if self.spoil:
+            next(iter(quantized_layers(model).values())).weight.data.view(-1)[0] += 1e-3
+        return {}
+
+    def rebuild(self, model: nn.Module, record: dict[str, Any]) -> None:
+        for layer in quantized_layers(model).values():
+            layer.deliver(torch.ones(layer.scale_shape(self.group or "channel")), None)
+            if layer.input_quantizer is not None:
+                layer.input_quantizer.enabled = True

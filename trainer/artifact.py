@@ -5,11 +5,9 @@ Nothing here unpickles, and nothing imports code that the artifact names unless 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -21,6 +19,7 @@ from .artifact_files import (
     TENSORS,
     describe,
     digest,
+    in_one_move,
     read_manifest,
     read_tensors,
     write_manifest,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find_artifact", "folder_bytes", "load", "load_built", "read_artifact", "record", "save_artifact"]
 
-Format = Literal["safetensors", "packed"]
+Format = Literal["safetensors", "packed", "torch_int8"]
 Factory = Callable[..., nn.Module]
 
 
@@ -51,17 +50,15 @@ def save_artifact(
                 share one storage (tied weights) are stored once.
     model_spec: what `models.build_model` takes; plan: the list of records that `compression.replay` takes.
     format:     "safetensors" stores every tensor as it is; "packed" takes the smallest exact encoding of each and
-                writes -0.0 as 0.0.
+                writes -0.0 as 0.0; "torch_int8" is packed, and loads as a model that computes in integers.
     extra:      JSON that is kept with it, such as {"metrics": {…}}.
     raises:     ConfigError for another format; CheckpointError where the folder cannot be written.
     """
-    if format not in ("safetensors", "packed"):
-        raise ConfigError(f"export: format={format!r} is unknown; want safetensors or packed")
+    if format not in get_args(Format):
+        raise ConfigError(f"export: format={format!r} is unknown; want {', '.join(get_args(Format))}")
     _refuse_reserved(extra or {})
     target = Path(folder)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+    with in_one_move(target) as partial:
         aliases, encoded = _encode_all(tensors, format)
         write_tensors(partial / TENSORS, encoded)
         manifest = {
@@ -76,13 +73,6 @@ def save_artifact(
         write_manifest(partial, manifest)
         # safetensors makes its file for its owner only; both files get what the user's umask says
         (partial / TENSORS).chmod((partial / MANIFEST).stat().st_mode & 0o777)
-        _replace_folder(partial, target)
-    except OSError as error:
-        raise CheckpointError(
-            f"artifact {target}: cannot be written ({error}); free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder_bytes(target)
 
 
@@ -102,6 +92,7 @@ def load(
 ) -> nn.Module:
     """The model of an artifact, on the CPU, in evaluation mode, with the stored dtypes.
 
+    An ``onnx`` artifact comes as a module around onnxruntime (`artifact_onnx.OnnxModel`): to be called, not trained.
     path:          an artifact folder, or a run folder: then its newest artifact.
     factory:       makes the bare module in place of the stored model spec; called with the spec's `args`.
     trust_factory: True lets a spec that names a Python function import and call it.
@@ -110,9 +101,17 @@ def load(
     """
     folder = find_artifact(path)
     manifest = read_manifest(folder)
+    if manifest["format"] == "onnx":
+        from .artifact_onnx import load_onnx
+
+        return load_onnx(folder, manifest)
     module = _bare(folder, manifest, factory, trust_factory)
     _reshape(folder, module, manifest)
-    _fill(module, read_tensors(folder, manifest))
+    fill(module, read_tensors(folder, manifest))
+    if manifest["format"] == "torch_int8":
+        from ..compression.integer.torch_layers import in_integers
+
+        in_integers(module, float_layers=manifest.get("float_layers", ()))
     return module.eval()
 
 
@@ -123,13 +122,17 @@ def load_built(path: str | Path, *, trust_factory: bool = False, device: str = "
     """
     from .models import build_model
 
-    folder = find_artifact(path)
+    folder = find_artifact(path, trainable=True)
     manifest = read_manifest(folder)
+    if manifest["format"] == "onnx":
+        raise CheckpointError(
+            f"artifact {folder}: an onnx file runs and cannot be trained; take one in packed or safetensors"
+        )
     _refuse_factory(folder, manifest["model"], trust_factory)
     built = build_model(_without_files(manifest["model"]), seed=0, device=device)
     _reshape(folder, built.module, manifest)
     if device != "meta":
-        _fill(built.module, read_tensors(folder, manifest))
+        fill(built.module, read_tensors(folder, manifest))
     return built
 
 
@@ -140,8 +143,11 @@ def read_artifact(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return manifest, read_tensors(folder, manifest)
 
 
-def find_artifact(path: str | Path) -> Path:
-    """The artifact folder that `path` means: itself, or the newest under a run folder's artifacts/."""
+def find_artifact(path: str | Path, *, trainable: bool = False) -> Path:
+    """The artifact folder that `path` means: itself, or the newest under a run folder's artifacts/.
+
+    trainable: of a run folder's artifacts, one that holds a model's tensors where there is such a one.
+    """
     given = Path(path)
     if (given / "artifact.json").is_file():
         return given
@@ -151,6 +157,8 @@ def find_artifact(path: str | Path) -> Path:
             f"artifact {given}: there is no artifact.json in it nor under its artifacts/; "
             "want an artifact folder or a run folder, which `forgepress export` fills"
         )
+    if trainable:
+        found = [file for file in found if not (file.parent / "model.onnx").is_file()] or found
     return max(found, key=lambda file: (file.stat().st_mtime_ns, file.parent.name)).parent
 
 
@@ -171,7 +179,7 @@ def _encode_all(tensors: Mapping[str, Tensor], format: Format) -> tuple[dict[str
             continue
         seen[storage] = name
         plain = tensor.detach().cpu()
-        encoded[name] = _smallest(name, plain, tensors) if format == "packed" else encode(plain, "raw")
+        encoded[name] = encode(plain, "raw") if format == "safetensors" else _smallest(name, plain, tensors)
     return aliases, encoded
 
 
@@ -179,15 +187,6 @@ def _smallest(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> Encod
     """The smallest encoding; the grid of a quantized `weight` is its layer's `weight_scale` and `weight_zero_point`."""
     scale, zero_point = (tensors.get(f"{name}_{part}") for part in ("scale", "zero_point"))
     return choose(positive_zeros(tensor), scale, zero_point)
-
-
-def _replace_folder(partial: Path, target: Path) -> None:
-    """Moves `partial` to `target`. A folder cannot replace another in one call, so the old one steps aside first."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(partial, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _bare(
@@ -255,7 +254,8 @@ def _check_fit(folder: Path, module: nn.Module, manifest: Mapping[str, Any]) -> 
         )
 
 
-def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` into the module's places of these names, ties kept. raises: KeyError for an unknown name."""
     places = _places(module)
     for name, tensor in tensors.items():
         # .data: the dtype may change (an artifact in bf16 gives a model in bf16), ties and requires_grad stay

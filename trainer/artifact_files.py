@@ -2,7 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,31 @@ VERSION = 1
 _NOT_SETTINGS = ("encoding", "shape", "dtype")
 RESERVED = {"version", "format", "model", "plan", "tensors", "aliases", "sha256", "file"}
 _AGAIN = "export it again from the run's checkpoint, or copy the folder again"
+
+
+@contextmanager
+def in_one_move(target: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `target` when all went well. raises: CheckpointError."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _replace_folder(partial, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"artifact {target}: cannot be written ({error}); free space or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_folder(partial: Path, target: Path) -> None:
+    """Moves `partial` to `target`. A folder cannot replace another in one call, so the old one steps aside first."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(partial, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def describe(name: str, encoded: Encoded) -> dict[str, Any]:
@@ -45,8 +73,8 @@ def write_tensors(path: Path, encoded: Mapping[str, Encoded]) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes artifact.json, small: it counts as bytes of the artifact."""
-    write_json(folder / MANIFEST, {"version": VERSION, **manifest, "file": TENSORS}, indent=None)
+    """Writes artifact.json, small: it counts as bytes of the artifact. `file` in it is TENSORS unless given."""
+    write_json(folder / MANIFEST, {"version": VERSION, "file": TENSORS, **manifest}, indent=None)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

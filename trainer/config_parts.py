@@ -211,4 +211,9 @@ class TrackingConfig(Part):
 class ExportConfig(Part):
     """One artifact that is written at the end."""
 
-    format: Literal["safetensors", "packed"]
+    format: Literal["safetensors", "packed", "onnx", "torch_int8"]
+    """onnx runs with onnxruntime, torch_int8 with torch's integer kernels; both want quantized layers to be fast."""
+    operators: Literal["standard", "onnxruntime"] = "standard"
+    """onnx only. standard: QDQ, which other runtimes read too; onnxruntime: its own fused operators, faster there."""
+    float_layers: Annotated[tuple[str, ...], Listed] = ()
+    """onnx and torch_int8: names of quantized layers (with wildcards) that may compute in float after all."""

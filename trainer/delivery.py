@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..compression import Check, latency
 from ..dataloading import Loader, load_source
 from ..parallel.whole import gather
-from .artifact import load, record, save_artifact
+from .artifact import fill, load, record
 from .assembly import whole_model
-from .config import RunConfig
+from .config import ExportConfig, RunConfig
+from .delivery_formats import save
 from .metrics import Meter
 from .models import BuiltModel
 from .tasks import Task
@@ -22,7 +23,7 @@ from .tasks import Task
 if TYPE_CHECKING:
     from .loop import Trainer
 
-FORMATS = ("safetensors", "packed")
+FORMATS = ("safetensors", "packed")  # what every model can be delivered in
 
 
 def deliver(
@@ -50,7 +51,7 @@ def deliver(
         "params": counted(built.module, tensors),
         "techniques": [line for phase in trainer.results for line in phase["techniques"]],
         "artifacts": write_artifacts(
-            config, built, tensors, plan, trainer.data.facts, [e.format for e in config.export], assembly.task
+            config, built, tensors, plan, trainer.data.facts, config.export, assembly.task
         ),
         "phases": [
             {**phase, "techniques": [line["name"] for line in phase["techniques"]]}
@@ -71,29 +72,33 @@ def write_artifacts(
     tensors: Mapping[str, Tensor],
     plan: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
-    formats: Sequence[str],
+    exports: Sequence[ExportConfig],
     task: Task,
 ) -> list[dict[str, Any]]:
     """Write each format, load it back, score and time what was loaded.
 
     returns: lines for summary.json: format, path, bytes, dense_bytes (float32 bytes of the model as first built),
-    ratio, metrics and latency of the reloaded model.
+    ratio, metrics and latency of the reloaded model; of integer formats also how layers run and how near the outputs
+    are to those of the training graph.
+    raises: NoOpError where an integer format leaves a layer in float, or gives other outputs than the model.
     """
     dense = whole_model(config, [], facts)
     dense_bytes = sum(t.numel() * t.element_size() for t in dense.module.state_dict().values())
     stored = built.module.state_dict().keys()  # buffers that a model makes for itself are in no file
     tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
+    fill(built.module, tensors)
     lines = []
-    for format in dict.fromkeys(formats):
-        folder = config.run_folder / "artifacts" / format
-        size = save_artifact(folder, tensors=tensors, model_spec=built.spec, plan=plan, format=format)  # pyright: ignore[reportArgumentType]
+    for export in {export.format: export for export in exports}.values():
+        folder = config.run_folder / "artifacts" / export.format
+        integer = save(export, folder, config, built, tensors, plan, task)
         loaded = load(folder, trust_factory=True)
         metrics = score(config, loaded, task)
         timing = time_models(dense, loaded)
         size = record(folder, metrics=metrics, latency_ms=timing)
         lines.append(
             {
-                "format": format,
+                **integer,
+                "format": export.format,
                 "path": str(folder.relative_to(config.run_folder)),
                 "bytes": size,
                 "dense_bytes": dense_bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from ..errors import CheckpointError, ConfigError
 from ..parallel import Mesh
@@ -12,25 +13,25 @@ from .assembly import assemble, whole_model
 from .boundary import finalize
 from .checkpoint import Checkpoints, Saved, open_saved
 from .checkpoint_files import damage
-from .config import RunConfig
+from .config import ExportConfig, RunConfig
 from .data import open_data
 from .delivery import FORMATS, write_artifacts
+from .delivery_formats import what_is_missing
 
 
 def export(path: str | Path, formats: Sequence[str] | None = None) -> list[Path]:
     """Write the artifacts of a run folder (its newest whole checkpoint) or of ``checkpoints/step-N``.
 
-    formats: ``safetensors``, ``packed``; None: those of the run's config, or both where it names none.
+    formats: ``safetensors``, ``packed``, ``onnx``, ``torch_int8``, with their settings in the run's config if it has
+        them; None: those of the run's config, or the first two where it names none.
     returns: the artifact folders.
-    raises:  CheckpointError where there is no whole checkpoint, ConfigError for an unknown format.
+    raises:  CheckpointError where there is no whole checkpoint, ConfigError for an unknown format or one whose
+        libraries are not installed; NoOpError where an integer format leaves a layer in float.
     """
     given = Path(path).resolve()
     run_folder = given.parent.parent if given.parent.name == "checkpoints" else given
     config = _alone(run_folder)
-    chosen = list(formats or [e.format for e in config.export] or FORMATS)
-    unknown = [f for f in chosen if f not in FORMATS]
-    if unknown:
-        raise ConfigError(f"--format {unknown[0]}: unknown; want one of {', '.join(FORMATS)}")
+    chosen = _chosen(config, formats)
     mesh = Mesh()
     saved = _one(given) if given != run_folder else _newest(run_folder, mesh)
     data = open_data(config, mesh)
@@ -47,6 +48,19 @@ def export(path: str | Path, formats: Sequence[str] | None = None) -> list[Path]
     lines = write_artifacts(config, built, tensors, plan, data.facts, chosen, assembly.task)
     data.close()
     return [run_folder / line["path"] for line in lines]
+
+
+def _chosen(config: RunConfig, formats: Sequence[str] | None) -> list[ExportConfig]:
+    """The exports asked for. raises: ConfigError."""
+    known = {export.format: export for export in config.export}
+    names = list(formats or known or FORMATS)
+    wanted = get_args(ExportConfig.model_fields["format"].annotation)
+    if unknown := [name for name in names if name not in wanted]:
+        raise ConfigError(f"--format {unknown[0]}: unknown; want one of {', '.join(wanted)}")
+    chosen = [known.get(name) or ExportConfig(format=name) for name in names]  # pyright: ignore[reportArgumentType]
+    if missing := next(filter(None, (what_is_missing(export.format) for export in chosen)), None):
+        raise ConfigError(missing)
+    return chosen
 
 
 def _alone(run_folder: Path) -> RunConfig:

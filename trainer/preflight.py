@@ -16,6 +16,7 @@ from .config import RunConfig
 from .config_errors import config_error
 from .config_file import Origins
 from .models import BuiltModel
+from .preflight_export import check_export
 from .preflight_memory import activation_bytes, checkpoint_bytes, estimate, held_by_fullest_rank
 from .preflight_report import PhasePlan, Report, print_report
 from .preflight_rules import (
@@ -88,6 +89,7 @@ def examine(
     if built is not None:
         report = _with_model(report, config, built, source, found)
     else:
+        check_export(config, None, found)
         check_room(config, 0, found)
     place = origins.place if origins is not None else lambda path: ""
     problems = tuple(replace(problem, place=place(problem.path)) for problem in found.problems)
@@ -110,6 +112,7 @@ def refuse(config: RunConfig, ranks: int, source: Source) -> None:
         check_pipeline(config, built, plan, found)
         classroom = Classroom(config, built, source, found)
         check_techniques(config, built, plan, found, classroom)  # prepares the model: nothing else may follow
+    check_export(config, None if built is None else built.module, found)
     if found.problems:
         raise config_error(found.problems, f"{config.name} cannot run: it")
 
@@ -178,6 +181,7 @@ def _with_model(
     matches = check_techniques(
         config, built, plan, found, classroom
     )  # prepares the model: nothing else may follow
+    check_export(config, built.module, found)
     size = checkpoint_bytes(config, built.module, matches)
     check_room(config, size, found)
     plans = _plans(config, report.batches_per_epoch, [[len(names) for _, names in each] for each in matches])

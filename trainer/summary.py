@@ -56,6 +56,10 @@ class ArtifactResult:
     ratio: float | None = None  # how many times smaller than dense; default: from the bytes
     metrics: Numbers = field(default_factory=dict)
     latency_ms: Numbers = field(default_factory=dict)  # of latency.as_json; empty where not measured
+    arithmetic: Numbers = field(default_factory=dict)  # integer formats: how many layers run how
+    agreement: Numbers = field(
+        default_factory=dict
+    )  # integer formats: how near to the training graph, and how near wanted
 
 
 @dataclass(frozen=True, kw_only=True)

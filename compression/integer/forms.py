@@ -19,7 +19,7 @@ class InputGrid:
     """How what flows into a layer is rounded: to unsigned 8-bit levels, in one grid for the whole tensor.
 
     low, high: lowest and highest level in use; 0 and 255 but for narrow or symmetric grids.
-    dynamic:   the grid is that of each input's own range; the other fields say nothing then.
+    dynamic:   each row of the last ``row_dims`` dims has the grid of its own range; the other fields say nothing then.
     """
 
     scale: float = 1.0
@@ -27,6 +27,7 @@ class InputGrid:
     low: int = 0
     high: int = 255
     dynamic: bool = False
+    row_dims: int = 1
     symmetric: bool = False
 
     @property
@@ -123,7 +124,7 @@ def _input_grid(name: str, layer: Quantized) -> InputGrid | None:
             raise ConfigError(
                 f"export: layer {name} rounds its inputs to {quantizer.bits} bits while it runs; want 8"
             )
-        return InputGrid(dynamic=True, symmetric=quantizer.symmetric)
+        return InputGrid(dynamic=True, row_dims=quantizer.row_dims, symmetric=quantizer.symmetric)
     low, high = quantizer.levels
     shift = UNSIGNED if low < 0 else 0
     return InputGrid(

@@ -106,7 +106,7 @@ def _layers(proto: Any, forms: Mapping[str, Form]) -> dict[str, Layer]:
         operator = found.get(f"model.{name}", "")
         if name not in there:
             arithmetic = "unused"
-        elif operator in INTEGER:
+        elif operator in INTEGER and not form.group:
             arithmetic = "integer"
         else:
             arithmetic = "lookup" if operator == "Gather" else "float"

@@ -74,6 +74,11 @@ class _Written(nn.Module):
         """The input on its grid, as QuantizeLinear → DequantizeLinear; unchanged where only weights are on grids."""
         if self.grid is None:
             return x
+        if (
+            self.group
+        ):  # in float: onnxruntime would take QDQ beside a weight with blocks for something it can fuse
+            step, zero = self.input_step, self.grid.zero_point
+            return ((x / step).round() + zero).clamp(self.grid.low, self.grid.high).sub(zero) * step
         return operator("DequantizeLinear", self._quantized(x), torch.float32, x.shape)
 
     def _zeros(self) -> Tensor:
@@ -83,6 +88,15 @@ class _Written(nn.Module):
             if self.weight_zero is None
             else self.weight_zero
         )
+
+    def _dequantized_blocks(self, axis: int, features: int) -> Tensor:
+        """The weight where `group` entries along `axis` share a scale; `_filled` has filled up the last of them."""
+        given, blocks = (
+            (self.levels, self.weight_step, self._zeros()),
+            {"axis": axis, "block_size": self.group},
+        )
+        whole = operator("DequantizeLinear", given, torch.float32, self.levels.shape, **blocks)
+        return whole if self.levels.shape[axis] == features else whole.narrow(axis, 0, features)
 
     def _scaled(self, sums: Tensor, step: Tensor, shape: Sequence[int]) -> Tensor:
         """Integer sums as float32 values with the bias."""
@@ -112,7 +126,7 @@ class WrittenLinear(_Written, nn.Linear):
     def hold(self, form: Form, *, operators: str, plain: bool) -> None:
         """Take over the integers of ``form``."""
         self._hold(form, operators=operators, plain=plain)
-        self.register_buffer(LEVELS, form.levels.t().contiguous())
+        self.register_buffer(LEVELS, _filled(form).t().contiguous())
         groups = form.scale.t().contiguous()  # [groups, out]
         self.register_buffer("weight_step", groups if form.group else groups[0])
         zero = None if form.zero_point is None else form.zero_point.t().contiguous()
@@ -150,15 +164,10 @@ class WrittenLinear(_Written, nn.Linear):
 
     def _weight(self) -> Tensor:
         """float32 [in, out]."""
-        given = (self.levels, self.weight_step, self._zeros())
         if not self.group:
+            given = (self.levels, self.weight_step, self._zeros())
             return operator("DequantizeLinear", given, torch.float32, self.levels.shape, axis=1)
-        if self.in_features % self.group == 0:
-            blocks = {"axis": 0, "block_size": self.group}
-            return operator("DequantizeLinear", given, torch.float32, self.levels.shape, **blocks)
-        rows = torch.arange(self.in_features) // self.group
-        zero = 0.0 if self.weight_zero is None else self.weight_zero.float()[rows]
-        return (self.levels.float() - zero) * self.weight_step[rows]
+        return self._dequantized_blocks(0, self.in_features)
 
 
 class _WrittenConvolution(_Written):
@@ -167,9 +176,11 @@ class _WrittenConvolution(_Written):
     def hold(self, form: Form, *, operators: str, plain: bool) -> None:
         """Take over the integers of ``form``."""
         self._hold(form, operators=operators, plain=plain)
-        self.register_buffer(LEVELS, form.levels)
-        self.register_buffer("weight_step", form.scale if form.group else form.row_scale)
-        zero = form.zero_point if form.group else form.row_zero_point
+        self.register_buffer(LEVELS, _filled(form))
+        self.features = form.levels.shape[1]
+        kernel = form.levels.shape[2:]  # scales of blocks have all other dims of the weight
+        self.register_buffer("weight_step", _of_kernel(form.scale, kernel) if form.group else form.row_scale)
+        zero = _of_kernel(form.zero_point, kernel) if form.group else form.row_zero_point
         self.register_buffer("weight_zero", zero)
         if not form.group:
             self._hold_integer_bias()
@@ -199,9 +210,7 @@ class _WrittenConvolution(_Written):
 
     def _weight(self) -> Tensor:
         if self.group:
-            features = torch.arange(self.levels.shape[1]) // self.group
-            zero = 0.0 if self.weight_zero is None else self.weight_zero.float()[:, features]
-            return (self.levels.float() - zero) * self.weight_step[:, features]
+            return self._dequantized_blocks(1, self.features)
         given = (self.levels, self.weight_step, self._zeros())
         return operator("DequantizeLinear", given, torch.float32, self.levels.shape, axis=0)
 
@@ -239,6 +248,16 @@ class WrittenEmbedding(_Written, nn.Embedding):
         if not self.group:
             return found
         return found[..., torch.arange(self.embedding_dim) // self.group]
+
+
+def _filled(form: Form) -> Tensor:
+    """The levels, their last group of input features filled up with zeros: blocks in ONNX are all of one length."""
+    short = -form.levels.shape[1] % form.group if form.group else 0
+    return nn.functional.pad(form.levels, [0, 0] * (form.levels.dim() - 2) + [0, short])
+
+
+def _of_kernel(values: Any, kernel: torch.Size) -> Any:
+    return None if values is None else values.expand(*values.shape[:2], *kernel).contiguous()
 
 
 def _lengths(layer: Any, x: Tensor, sides: Sequence[tuple[int, int]]) -> list[Any]:
