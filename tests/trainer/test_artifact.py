@@ -284,7 +284,7 @@ def test_a_missing_artifact_says_what_is_wanted(tmp_path):
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path):
-    with pytest.raises(ConfigError, match="safetensors or packed"):
+    with pytest.raises(ConfigError, match="want safetensors, packed, torch_int8"):
         save(tmp_path / "a", lenet(), "zip")
 
 
