@@ -86,8 +86,6 @@ class Technique:
     trains: ClassVar[bool | None] = True
     """False: it only looks. A phase in which no technique trains runs forward passes and moves nothing. None: it only
     keeps what there is, and the others decide."""
-    grids: ClassVar[bool] = False
-    """True where it puts weights on a grid of its own: the one of an earlier phase is then not kept."""
     delivers: ClassVar[tuple[str, ...]] = ()
     """Keys of the `Run.buffer` state that ``finalize`` wants to see, whole."""
     traces: ClassVar[bool] = False

@@ -34,7 +34,7 @@ def refusals(phases: Sequence[Phase]) -> list[Refusal]:
 def _within(phase: Phase, place: int) -> Iterator[str]:
     technique, names = phase[place]
     traits, name = technique.traits(), name_of(type(technique))
-    if not technique.trains and any(other.trains for other, _ in phase):
+    if technique.trains is False and any(other.trains for other, _ in phase):
         yield f"{name} only looks while nothing moves, but its phase also trains; give it a phase of its own"
     for before, touched in phase[:place]:
         shared = sorted(names & touched)
@@ -82,5 +82,3 @@ def _after(earlier: Sequence[Phase], here: tuple[Technique, frozenset[str]]) -> 
                     f"{name} would prune what {other} of an earlier phase has put on a grid; prune before that, or "
                     "in the same phase before it in the list"
                 )
-            elif traits.gives == "grid" and names & touched:
-                yield f"{name} would quantize again what {other} of an earlier phase has; leave one of them out"

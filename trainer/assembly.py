@@ -95,7 +95,7 @@ def techniques_of(phase: PhaseConfig, plan: Sequence[PlanEntry]) -> list[Techniq
     keep: list[Technique] = [KeepZeros(match=tuple(zeros))] if zeros else []
     grids = dict.fromkeys(kept_grids(plan), (1, 1))  # weights have two or more dims; which does not matter
     for technique in asked:
-        for name in matching_names(grids, technique.match) if technique.grids else ():
+        for name in matching_names(grids, technique.match) if technique.traits().gives == "grid" else ():
             del grids[name]
     return keep + asked + ([KeepGrid(match=tuple(grids))] if grids else [])
 

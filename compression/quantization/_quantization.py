@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, NoOpError
 from ..run import Run
-from ..technique import Check, Record, State, Technique
+from ..technique import Check, Record, State, Technique, Traits
 from ..weight import Weight
 from ._weights import off_here
 from .fold import factor_of, fold, fold_scale, foldable_pairs, make_room
@@ -37,7 +37,6 @@ class Quantization(Technique):
     """Bits of the model's first and last layer, which stand coarse grids badly; 32 = they stay float."""
 
     changes_model: ClassVar[bool] = True
-    grids: ClassVar[bool] = True
     delivers: ClassVar[tuple[str, ...]] = ("scale", "zero_point")
 
     def __post_init__(self) -> None:
@@ -66,6 +65,10 @@ class Quantization(Technique):
         edges = {id(m.weight) for m in (list(layers.values())[:1] + list(layers.values())[-1:])}
         bits = {n: self.edge_bits if id(m.weight) in edges else self.weight_bits for n, m in layers.items()}
         return {n: bits[n] for n, m in layers.items() if id(m.weight) in wanted and bits[n] != _FLOAT}
+
+    def traits(self) -> Traits:
+        """See `Traits`."""
+        return Traits(writes="working", gives="grid")
 
     def matched(self, model: nn.Module) -> list[str]:
         """Names of the parameters that will be on a grid."""

@@ -20,6 +20,8 @@ def told(*phases: list[tuple[str, frozenset[str]]]) -> list[tuple[int, int, str]
 
 
 SURGERY, MAGNITUDE = "pruning.network_surgery", "pruning.magnitude"
+QAT, PTQ, KEEP = "quantization.aware_training", "quantization.post_training", "pruning.keep_zeros"
+REMOVAL, SLIMMING = "pruning.structured", "pruning.network_slimming"
 PROXIMAL, GRADIENT = "pruning.sparsity_penalty:proximal", "pruning.sparsity_penalty:gradient"
 
 
@@ -31,6 +33,11 @@ PROXIMAL, GRADIENT = "pruning.sparsity_penalty:proximal", "pruning.sparsity_pena
         [[(MAGNITUDE, FC1), (SURGERY, FC2)]],
         [[(MAGNITUDE, BOTH)], [(SURGERY, BOTH)]],
         [[(PROXIMAL, BOTH), (MAGNITUDE, BOTH)], []],
+        [[(SURGERY, BOTH), (QAT, BOTH)]],
+        [[(SLIMMING, FC1)], [(KEEP, BOTH), (MAGNITUDE, BOTH)], [(QAT, BOTH)]],
+        [[(PTQ, BOTH)], [(QAT, BOTH)]],
+        [[(QAT, FC1)], [(MAGNITUDE, FC2), (GRADIENT, FC1)]],
+        [[(QAT, FC1), (MAGNITUDE, FC2)]],
     ],
 )
 def test_what_goes_together_is_not_refused(phases: list[list[tuple[str, frozenset[str]]]]) -> None:
@@ -42,6 +49,17 @@ def test_what_goes_together_is_not_refused(phases: list[list[tuple[str, frozense
     [
         ([[(MAGNITUDE, BOTH), (SURGERY, FC1)]], (0, 1), "would both decide the zeros of fc1.weight"),
         ([[], [(SURGERY, BOTH), (PROXIMAL, FC2)]], (1, 1), "put pruning.sparsity_penalty before"),
+        ([[(QAT, BOTH), (MAGNITUDE, FC2)]], (0, 1), "has already written working values"),
+        (
+            [[(QAT, BOTH), (SURGERY, FC2)]],
+            (0, 1),
+            "among values that quantization.aware_training has rounded",
+        ),
+        ([[(REMOVAL, BOTH), (QAT, BOTH)]], (0, 1), "quantize in a later phase"),
+        ([[(REMOVAL, BOTH), (SLIMMING, FC1)]], (0, 1), "would both decide the shapes"),
+        ([[(QAT, BOTH)], [(MAGNITUDE, FC1)]], (1, 0), "prune before that"),
+        ([[(QAT, FC1)], [], [(REMOVAL, FC2)]], (2, 0), "remove first"),
+        ([[(PTQ, FC1), (GRADIENT, FC2)]], (0, 0), "give it a phase of its own"),
     ],
 )
 def test_what_would_be_a_silent_no_op_is_refused_at_its_place(
