@@ -16,7 +16,7 @@ from forgepress.benchmarks.minilm_sst2 import error, teacher
 def main() -> int:
     """Train what is missing, write results/minilm_distillation.json."""
     given = arguments()
-    six = teacher(given.runs, 0, given.steps)
+    six = teacher(given.runs)
     alone = [student(given.runs, seed, given.steps, taught=False) for seed in given.seeds]
     taught = [student(given.runs, seed, given.steps, taught=True) for seed in given.seeds]
     rows = [

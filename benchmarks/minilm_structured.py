@@ -17,7 +17,7 @@ from forgepress.benchmarks.minilm_sst2 import error, teacher
 def main() -> int:
     """Train what is missing, write results/minilm_structured.json."""
     given = arguments()
-    dense = error(teacher(given.runs, 0, given.steps))
+    dense = error(teacher(given.runs))
     results = [train(given.runs, seed, given.steps) for seed in given.seeds]
     small = [_runs.artifact(summary, "safetensors") for summary in results]
     rows = [
