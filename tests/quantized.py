@@ -1,11 +1,9 @@
 """Models with quantized layers, made by hand: what export starts from, without a run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from forgepress.compression import Technique
 from forgepress.compression.quantization.grid import grid_of, snap_, spread, weight_range
 from forgepress.compression.quantization.modules import (
     ActivationQuantizer,
@@ -68,13 +66,8 @@ def _calibrate(model: nn.Module, rows: Tensor | Mapping[str, Tensor]) -> None:
         call(model.eval(), rows)
     for quantizer in quantizers:
         if quantizer.seen is not None:
-            low, high = -quantizer.seen[0], quantizer.seen[1]
-            scale, zero_point = grid_of(
-                low.clamp(max=0), high.clamp(min=0), quantizer.bits, quantizer.symmetric
-            )
-            quantizer.scale.copy_(scale)
-            quantizer.zero_point.copy_(zero_point)
-        quantizer.observing, quantizer.enabled, quantizer.seen = False, True, None
+            quantizer.set_range((-quantizer.seen[0]).clamp(max=0), quantizer.seen[1].clamp(min=0))
+        quantizer.settle()
 
 
 def call(model: nn.Module, rows: Any) -> Any:
@@ -136,38 +129,3 @@ def made(kind: type[nn.Module], **settings: Any) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     rows = pictures() if kind is Pictures else words()
     return quantize(kind(), rows, **settings), rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByHand(Technique):
-    """Puts every layer on a grid when its phase ends; inputs are taken to lie within ± ``limit``."""
-
-    changes_model: ClassVar[bool] = True
-    limit: float = 4.0
-    group: int = 0
-    spoil: bool = False  # deliver one weight that is not on its grid
-
-    def prepare(self, model: nn.Module) -> None:
-        for layer in [layer for layer in model.modules() if can_be_quantized(layer)]:
-            quantizer = None if isinstance(layer, nn.Embedding) else ActivationQuantizer()
-            settings = {"weight_bits": 8, "group_size": self.group, "weight_symmetric": True}
-            quantized(layer, input_quantizer=quantizer, **settings)
-
-    def finalize(self, model: nn.Module, state: Any) -> dict[str, Any]:
-        for layer in quantized_layers(model).values():
-            _write_grid(layer, symmetric=True)
-            if layer.input_quantizer is not None:
-                ends = torch.tensor(-self.limit), torch.tensor(self.limit)
-                scale, zero_point = grid_of(*ends, 8, symmetric=False)
-                layer.input_quantizer.scale.copy_(scale)
-                layer.input_quantizer.zero_point.copy_(zero_point)
-                layer.input_quantizer.enabled = True
-        if self.spoil:
-            next(iter(quantized_layers(model).values())).weight.data.view(-1)[0] += 1e-3
-        return {}
-
-    def rebuild(self, model: nn.Module, record: dict[str, Any]) -> None:
-        for layer in quantized_layers(model).values():
-            layer.deliver(torch.ones(layer.scale_shape(self.group or "channel")), None)
-            if layer.input_quantizer is not None:
-                layer.input_quantizer.enabled = True

@@ -16,7 +16,7 @@ from forgepress.trainer.export import export
 from forgepress.trainer.loop import Trainer
 from forgepress.trainer.preflight import check, examine
 
-BY_HAND = {"name": "forgepress.tests.quantized:ByHand"}
+CALIBRATE = {"name": "quantization.post_training"}
 
 
 def needs_onnx() -> None:
@@ -33,7 +33,7 @@ def config(folder: Path, exports: list, **technique) -> RunConfig:
             "optimizer": {"name": "adam", "lr": 0.003},
             "phases": [
                 {"name": "dense", "epochs": 3},
-                {"name": "grids", "steps": 0, "techniques": [{**BY_HAND, **technique}]},
+                {"name": "grids", "steps": 3, "techniques": [{**CALIBRATE, **technique}]},
             ],
             "export": exports,
             "checkpoint": {"folder": str(folder)},
@@ -96,16 +96,11 @@ def test_an_onnx_file_that_was_exchanged_is_refused(finished, tmp_path):
         load(tmp_path / "copy")
 
 
-def test_a_weight_off_its_grid_fails_the_run_with_the_layers_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"1 of 4096 weights of layer fc1 are not on its grid"):
-        train(config(tmp_path, ["torch_int8"], spoil=True))
-
-
 def test_groups_with_rounded_inputs_are_refused_before_training(tmp_path):
-    made = config(tmp_path, ["torch_int8"], group=8)
+    made = config(tmp_path, ["torch_int8"], granularity=8)
     with pytest.raises(ConfigError, match=r"export\.0\.format\s.*fc1, fc2, fc3 round their inputs"):
         check(made, 1)
-    allowed = config(tmp_path, [{"format": "torch_int8", "float_layers": ["fc*"]}], group=8)
+    allowed = config(tmp_path, [{"format": "torch_int8", "float_layers": ["fc*"]}], granularity=8)
     assert check(allowed, 1).problems == ()
 
 
