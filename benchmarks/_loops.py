@@ -135,17 +135,6 @@ def without_technique(turns: Turns) -> None:
     train(turns, model="lenet_5", flatten=False)
 
 
-def with_magnitude(turns: Turns) -> None:
-    """LeNet-5 with magnitude pruning on its ramp, a new mask every 10 steps (the default)."""
-    train(turns, model="lenet_5", flatten=False, technique={"name": "pruning.magnitude", "sparsity": 0.95})
-
-
-def with_surgery(turns: Turns) -> None:
-    """LeNet-5 with network surgery before its masks freeze, new thresholds every 16 steps (the default)."""
-    technique = {"name": "pruning.network_surgery", "sparsity": 0.95}
-    train(turns, model="lenet_5", flatten=False, technique=technique)
-
-
 def train(turns: Turns, *, model: str, flatten: bool, technique: dict[str, Any] | None = None) -> None:
     """A run that is longer than the measurement, with at most one technique."""
     steps = 20_000 if technique else ENDLESS * 469
