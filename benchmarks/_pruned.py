@@ -14,7 +14,7 @@ from forgepress.trainer.models import build_model
 from torch import nn
 from torch.nn.utils import prune
 
-ACTIVATIONS = {"on": "activations", "form": "gradient", "match": ["pool*", "relu3"]}
+ACTIVATIONS = {"target": "activations", "form": "gradient", "match": ["pool*", "relu3"]}
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "magnitude": {"name": "pruning.magnitude", "sparsity": 0.95},
     "magnitude, 2:4 in fc1": {"name": "pruning.magnitude", "sparsity": "2:4", "match": ["fc1.weight"]},

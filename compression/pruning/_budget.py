@@ -228,7 +228,7 @@ def budget_checks(
             tolerance=0.5 / count,
         ),
         Check(
-            quantity="layers short of their share",
+            quantity="layers with too few zeros",
             requested=0.0,
             achieved=float(sum_once(run, weights, short)),
             at_least=False,

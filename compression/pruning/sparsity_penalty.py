@@ -52,7 +52,7 @@ class SparsityPenalty(Technique):
     form: Literal["gradient", "proximal"] = "proximal"
     mix: float = 0.5
     """Elastic: share of L1, the rest is L2."""
-    on: Literal["weights", "activations"] = "weights"
+    target: Literal["weights", "activations"] = "weights"
     """What is penalised: matching parameters, or the outputs of matching modules (form gradient; no groups)."""
     groups: Literal["rows", "columns"] = "rows"
     """Group lasso: dim 0 (outputs) or dim 1 (inputs) numbers the groups; other shapes are one group a row."""
@@ -70,7 +70,7 @@ class SparsityPenalty(Technique):
         {"kind": "group", "strength": 0.3},
         {"kind": "group", "strength": 0.3, "groups": "columns", "form": "gradient"},
         {"kind": "group", "strength": 0.1, "group_size": 5, "ramp": "cosine"},
-        {"kind": "elastic", "strength": 0.1, "form": "gradient", "on": "activations", "match": "relu*"},
+        {"kind": "elastic", "strength": 0.1, "form": "gradient", "target": "activations", "match": "relu*"},
     )
 
     def __post_init__(self) -> None:
@@ -81,24 +81,24 @@ class SparsityPenalty(Technique):
             raise ValueError(f"mix={self.mix}: want 0 (all L2) to 1 (all L1)")
         if self.group_size < 1:
             raise ValueError(f"group_size={self.group_size}: want 1 or more rows or columns in a group")
-        if self.on == "activations":
+        if self.target == "activations":
             self._refuse_for_activations()
 
     def _refuse_for_activations(self) -> None:
         if self.form != "gradient":
             raise ValueError(
-                f"form={self.form!r} with on='activations': want gradient, as nothing there is stored"
+                f"form={self.form!r} with target='activations': want gradient, as nothing there is stored"
             )
         if self.kind == "group":
-            raise ValueError("kind='group' with on='activations': want l1, l2 or elastic")
+            raise ValueError("kind='group' with target='activations': want l1, l2 or elastic")
         if self.match == WEIGHTS:
             raise ValueError(
-                "match='weights' with on='activations': want globs over module names, such as 'relu*'"
+                "match='weights' with target='activations': want globs over module names, such as 'relu*'"
             )
 
     def set_up(self, run: Run) -> None:
         """On activations: watch the outputs of the matching modules that live here."""
-        if self.on == "activations":
+        if self.target == "activations":
             for name in matching_modules(run.modules, self.match):
                 run.hook(name, lambda module, args, output, name=name: self._penalise(run, name, output))
 
@@ -109,7 +109,7 @@ class SparsityPenalty(Technique):
 
     def after_backward(self, run: Run) -> None:
         """Gradient form: add the penalty's derivative."""
-        if self.form == "gradient" and self.on == "weights":
+        if self.form == "gradient" and self.target == "weights":
             strength = self._strength(run)
             for weight in run.weights(self.match):
                 if weight.grad is not None:
@@ -123,7 +123,7 @@ class SparsityPenalty(Technique):
 
     def checks(self, run: Run) -> list[Check]:
         """The penalty's term is at work: it is positive on the model's own weights, or has driven all to zero."""
-        if self.on == "activations":
+        if self.target == "activations":
             if largest_anywhere(run, float(_TERM in run.attached)):
                 run.memory["seen"] = (
                     True  # a run that goes on from a checkpoint is checked before its next step
@@ -145,7 +145,7 @@ class SparsityPenalty(Technique):
 
     def matched(self, model: nn.Module) -> list[str]:
         """The parameters, or on activations the modules, that ``match`` selects."""
-        if self.on == "activations":
+        if self.target == "activations":
             return matching_modules(dict(model.named_modules()), self.match)
         return super().matched(model)
 

@@ -44,7 +44,7 @@ def phases() -> list[Phase]:
     first: list[Technique] = [
         SparsityPenalty(kind="elastic", strength=0.05, form="gradient"),
         SparsityPenalty(match="scales", strength=0.05),
-        SparsityPenalty(on="activations", match="relu", strength=0.01, form="gradient"),
+        SparsityPenalty(target="activations", match="relu", strength=0.01, form="gradient"),
         NetworkSurgery(sparsity=0.5, every=2),
     ]
     return [

@@ -186,7 +186,7 @@ def test_float16_scaling_reaches_the_penalty_on_activations_too() -> None:
     grads = []
     for scale in (1.0, 1024.0):
         model = Net()
-        penalty = SparsityPenalty(on="activations", match="relu", strength=0.1, form="gradient")
+        penalty = SparsityPenalty(target="activations", match="relu", strength=0.1, form="gradient")
         compressor = Compressor(model, [Phase(techniques=[penalty])], steps=1)
         compressor.before_step(RATE, loss_scale=scale)
         (model(INPUTS, LABELS)["loss"] * scale).backward()

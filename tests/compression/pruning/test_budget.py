@@ -73,7 +73,7 @@ def test_both_techniques_give_each_layer_its_share(scope: Any) -> None:
         assert [zeros(held, name) for name in ("conv.weight", "fc1.weight", "fc2.weight")] == wanted
         lines = {check.quantity: check for check in next(iter(chain.demand().values()))}
         assert lines["sparsity"].achieved == pytest.approx(sum(wanted) / 2592)
-        assert lines["layers short of their share"].achieved == 0.0
+        assert lines["layers with too few zeros"].achieved == 0.0
 
 
 def test_a_layer_short_of_its_share_is_found_though_another_has_more() -> None:
@@ -83,7 +83,7 @@ def test_a_layer_short_of_its_share_is_found_though_another_has_more() -> None:
     with torch.no_grad():
         held["fc1.weight"].zero_()
         held["fc2.weight"].fill_(1.0)
-    with pytest.raises(NoOpError, match="requested layers short of their share 0 but the model has 1"):
+    with pytest.raises(NoOpError, match="requested layers with too few zeros 0 but the model has 1"):
         chain.demand()
 
 

@@ -283,7 +283,7 @@ def test_on_activations_micro_batches_add_up_to_the_gradient_of_the_penalty_in_t
     wanted = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     technique = SparsityPenalty(
-        kind=kind, strength=STRENGTH, mix=0.25, form="gradient", on="activations", match="1"
+        kind=kind, strength=STRENGTH, mix=0.25, form="gradient", target="activations", match="1"
     )
     chain = chain_on(model, technique)
     chain.run.items = 7.0
@@ -301,7 +301,7 @@ def test_on_activations_micro_batches_add_up_to_the_gradient_of_the_penalty_in_t
 
 def test_rows_that_only_fill_up_a_micro_batch_are_not_penalised() -> None:
     model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Identity())
-    technique = SparsityPenalty(form="gradient", on="activations", match="1")
+    technique = SparsityPenalty(form="gradient", target="activations", match="1")
     chain = chain_on(model, technique)
     chain.run.now.valid = torch.tensor([True, False])
     chain.before_step(LR)
@@ -313,7 +313,7 @@ def test_rows_that_only_fill_up_a_micro_batch_are_not_penalised() -> None:
 
 def test_a_module_that_never_runs_is_a_no_op_and_said_so() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    chain = chain_on(model, SparsityPenalty(form="gradient", on="activations", match="1"))
+    chain = chain_on(model, SparsityPenalty(form="gradient", target="activations", match="1"))
     chain.before_step(LR)
     model[0](torch.ones(1, 2)).sum().backward()
     chain.after_backward()
@@ -323,13 +323,13 @@ def test_a_module_that_never_runs_is_a_no_op_and_said_so() -> None:
 
 def test_a_module_that_gives_more_than_a_tensor_is_refused_by_name() -> None:
     model = nn.Sequential(nn.LSTM(2, 3))
-    chain = chain_on(model, SparsityPenalty(form="gradient", on="activations", match="0"))
+    chain = chain_on(model, SparsityPenalty(form="gradient", target="activations", match="0"))
     chain.before_step(LR)
     with pytest.raises(ConfigError, match="module 0 gives a tuple; want modules that give one tensor"):
         model(torch.ones(1, 4, 2))
 
 
-ACTIVATIONS: dict[str, Any] = {"on": "activations", "form": "gradient", "match": "relu*"}
+ACTIVATIONS: dict[str, Any] = {"target": "activations", "form": "gradient", "match": "relu*"}
 
 
 @pytest.mark.parametrize(
@@ -338,8 +338,8 @@ ACTIVATIONS: dict[str, Any] = {"on": "activations", "form": "gradient", "match":
         ({"strength": 0.0}, "strength=0.0"),
         ({"mix": 1.5}, "mix=1.5: want 0"),
         ({"group_size": 0}, "group_size=0: want 1"),
-        (ACTIVATIONS | {"form": "proximal"}, "form='proximal' with on='activations'"),
-        (ACTIVATIONS | {"kind": "group"}, "kind='group' with on='activations'"),
+        (ACTIVATIONS | {"form": "proximal"}, "form='proximal' with target='activations'"),
+        (ACTIVATIONS | {"kind": "group"}, "kind='group' with target='activations'"),
         (ACTIVATIONS | {"match": "weights"}, "want globs over module names"),
     ],
 )
