@@ -31,12 +31,17 @@ class Paths:
         self._open.append((name, first, set() if first is None else {id(first)}))
 
     def look(self, call: Call) -> None:
-        """An operation: its result carries what its main input carries, unless it is a product."""
+        """An operation: its result carries what its input carries; of several activations only a sum does.
+
+        A gate scales what passes it: without it, something else would go on.
+        """
         if call.name in _PRODUCTS:
             return
-        inputs = {id(x) for x in call.tensors()}
+        active = {id(x) for x in call.tensors() if not self._flow.stored(x)}
+        if len(active) > 1 and call.name not in ("add", "add_"):
+            return
         for _, _, carriers in self._open:
-            if inputs & carriers:
+            if active & carriers:
                 carriers.update(id(x) for x in call.results())
 
     def left(self, name: str, outputs: Any) -> None:

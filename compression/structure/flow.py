@@ -124,6 +124,10 @@ class Flow:
         known = self._named.get(id(tensor))
         return known[0] if known else None
 
+    def stored(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter or buffer, or has been computed from these alone."""
+        return id(tensor) in self._named or id(tensor) in self._derived
+
     def of(self, tensor: Tensor) -> Labelled:
         """Shape and factors of ``tensor``, tidied."""
         key = id(tensor)

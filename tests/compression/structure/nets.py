@@ -97,6 +97,39 @@ class Gate(nn.Module):
         return self.last(x * scale).mean((2, 3))
 
 
+class Excited(nn.Module):
+    """Residual blocks of three kinds in a list: a gate, a sum with a gate inside, and layers without a path past."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.layers = nn.ModuleList([Gating(), Adding(), nn.Sequential(nn.Linear(8, 8), nn.ReLU())])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+class Gating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale(x).sigmoid()
+
+
+class Adding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(nn.Linear(8, 8), Gating())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.parts(x)
+
+
 class UNet(nn.Module):
     """A strided convolution, a transposed one, and the skip joined on."""
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from forgepress.compression.structure import trace
+from forgepress.compression.structure import cut, trace
 from forgepress.errors import ConfigError
 from torch import nn
 
@@ -102,6 +102,21 @@ def test_group_norm_keeps_its_groups_or_loses_whole_ones():
     assert graph.group("0").size == 8 and model[1].num_groups == 2 and model[1].num_channels == 8
 
 
+def test_a_block_is_what_adds_to_its_input():
+    graph, _, _ = check_cut(
+        nets.Excited, ROWS, keep=lambda g: {"stem": [1, 2, 6]}, blocks=["layers.1"], exact=False
+    )
+    assert [block.name for block in graph.blocks] == ["layers.1"]
+    whole = nets.Excited()
+    values = {n: t for n, t in whole.state_dict().items() if not n.startswith("layers.1.")}
+    graph, want = trace(whole, ROWS), whole.stem(ROWS[0])
+    for number in (0, 2):
+        want = whole.layers[number](want)
+    cut(whole, graph, {}, blocks=["layers.1"])
+    torch.testing.assert_close(whole(ROWS[0]), whole.head(want))
+    assert whole.state_dict().keys() == values.keys()
+
+
 # ── what cannot go
 
 
@@ -175,8 +190,6 @@ def test_keeping_everything_changes_nothing():
     model = nets.vgg().eval()
     want = outputs(model, IMAGES)
     graph = trace(model, IMAGES)
-    from forgepress.compression.structure import cut
-
     record = cut(model, graph, {g.name: list(range(g.size)) for g in graph.groups})
     assert record["kept"] == record["attributes"] == {} and torch.equal(outputs(model, IMAGES), want)
     assert every_second(graph)
