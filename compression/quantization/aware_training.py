@@ -64,7 +64,7 @@ class AwareTraining(Quantization):
             "weight_bits": 4,
             "granularity": 16,
             "step_size": "learned",
-            "activations": "none",
+            "activations": "learned",
             "match": ("weights", "!fc3.*"),
         },
     )

@@ -24,11 +24,14 @@ def histogram(x: Tensor) -> Tensor:
     return torch.bincount(place, minlength=BINS)
 
 
-def centers(device: torch.device | str = "cpu") -> Tensor:
-    """The value in the middle of each bin: float64 [BINS]; 0 for the two around zero."""
+def centers(device: torch.device | str = "cpu", within: float = 0.5) -> Tensor:
+    """The value in the middle of each bin: float64 [BINS]; 0 for the two around zero.
+
+    within: where in the bin, 0 = its end at zero, 1 = its outer end.
+    """
     place = torch.arange(_SIDE, dtype=torch.float64, device=device)
     octave, fine = (place / 2**_FINE).floor(), place % 2**_FINE
-    value = torch.ldexp(1 + (fine + 0.5) / 2**_FINE, octave + _LOWEST)
+    value = torch.ldexp(1 + (fine + within) / 2**_FINE, octave + _LOWEST)
     value[0] = 0
     return torch.cat((value.flip(0).neg(), value))
 
@@ -40,7 +43,7 @@ def percentile_range(counts: Tensor, low: Tensor, high: Tensor, percentile: floa
     """
     below = counts.double().cumsum(0)
     tail = (1 - percentile / 100) / 2 * below[-1]
-    value = centers(counts.device)
+    value = centers(counts.device, within=1.0)
     # The first bin with more than the tail below it, and the first that leaves no more than the tail above it.
     first = torch.searchsorted(below, tail, right=True).clamp(max=BINS - 1)
     last = torch.searchsorted(below, below[-1] - tail).clamp(max=BINS - 1)
@@ -53,7 +56,6 @@ def least_error_range(
     """The share of the range, in steps of 1 %, whose grid is nearest to what was seen in the mean square.
 
     counts: [BINS].   low, high: 0-dim, the whole range.   returns: two 0-dim float32.
-    source: mean squared error over clipping ranges, as Sung et al. 2015, arXiv:1511.06488, for the step size.
     """
     shares = torch.arange(20, 101, device=counts.device).div(100).unsqueeze(1)  # [81, 1]
     scale, zero_point = grid_of(low * shares, high * shares, bits, symmetric)

@@ -99,8 +99,7 @@ def test_what_is_delivered_computes_as_at_the_end_of_training_with_few_levels(
 
 def test_one_step_in_eight_pieces_is_the_step_in_one() -> None:
     whole, pieces = (
-        Training(network(), [AwareTraining(activations=kind)], steps=STEPS, pieces=n)
-        for kind, n in (("learned", 1), ("learned", 8))
+        Training(network(), [AwareTraining(activations="learned")], steps=STEPS, pieces=n) for n in (1, 8)
     )
     whole.steps(6)
     pieces.steps(6)
