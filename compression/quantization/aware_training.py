@@ -41,7 +41,7 @@ class AwareTraining(Quantization):
     source: Jacob et al. 2017, arXiv:1712.05877 (training with rounding, delayed start, frozen normalisation); Bengio
         et al. 2013, arXiv:1308.3432 (straight-through); Esser et al. 2020, arXiv:1902.08153 (learned step sizes).
     cost: four bytes a weight for the dense copy and about seven elementwise passes over the weights a step, whatever
-        the number of micro-batches; for inputs of layers six passes and four bytes a value in each micro-batch, two
+        the number of micro-batches; for inputs of layers four passes and four bytes a value in each micro-batch, two
         more while observing, and an all-reduce of two numbers a layer. Learned: five passes more over the weights.
     finalize: delivers layers whose weights are exactly on their grid, with step sizes beside them, and whose inputs
         are rounded; batch normalisations that directly follow are folded in. Later phases keep the grids.
@@ -94,6 +94,8 @@ class AwareTraining(Quantization):
             learning = quantizer.learned and quantizer.enabled
             quantizer.observing = not (quantizer.dynamic or learning or frozen)
             quantizer.learning = learning and not frozen
+            if quantizer.enabled and not quantizer.dynamic and quantizer.zero_point.device.type == "cpu":
+                quantizer.offset = int(quantizer.zero_point)  # elsewhere one would wait for the device
             quantizer.unit = lambda run=run: run.loss_scale * run.now.seed
         if frozen:
             freeze_norms(run)
@@ -112,10 +114,11 @@ class AwareTraining(Quantization):
 
     def after_step(self, run: Run) -> None:
         """Ranges follow what the ranks have seen; the next step computes with weights on their grid."""
-        quantizers = [quantizer for quantizer in self.quantizers(run) if quantizer.observing]
-        observe(quantizers, run, "min_max" if self.activations == "min_max" else "moving_average")
+        quantizers = self.quantizers(run)
+        seeing = [quantizer for quantizer in quantizers if quantizer.observing]
+        observe(seeing, run, "min_max" if self.activations == "min_max" else "moving_average")
         for quantizer in quantizers:
-            quantizer.observing = False  # evaluation is not looked at
+            quantizer.observing, quantizer.offset = False, None  # evaluation is not looked at
         if self._begun(run, run.step + 1):
             self._project(run)
 

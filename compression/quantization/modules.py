@@ -67,6 +67,7 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.bits, self.symmetric, self.dynamic, self.row_dims = bits, symmetric, dynamic, row_dims
         self.observing, self.enabled, self.ready = False, False, dynamic
+        self.offset: int | None = None  # zero_point as a number, for as long as nothing changes it
         self.seen: Tensor | None = None  # [2] (-lowest, highest) since the observer last asked, on this rank
         self.learned, self.learning = learned, False
         self.in_parts = (
@@ -104,18 +105,19 @@ class ActivationQuantizer(nn.Module):
         return self._apply_to(x, ())
 
     def _apply_to(self, x: Tensor, parts: tuple[Any, ...]) -> Tensor:
-        if self.observing and not self.dynamic:
-            self._note(x.detach())
+        inside = self.observing and not self.dynamic and self._note(x.detach())
         if not self.enabled:
             return x
         if self.dynamic:
             return dynamic_rounded(x, self.bits, self.symmetric, self.row_dims, parts)
         take = _Taker(self, self.unit()) if self.learning else None
-        return rounded(x, self.scale, self.zero_point, self.levels, take)
+        known: Any = {"offset": self.offset, "inside": inside}
+        return rounded(x, self.scale, self.zero_point, self.levels, take, **known)
 
-    def _note(self, x: Tensor) -> None:
+    def _note(self, x: Tensor) -> bool:
+        """Takes down what ``x`` holds; returns whether it is known that the present grid clips none of it."""
         if not x.numel():
-            return
+            return True
         ends = torch.stack((x.amin().neg(), x.amax())).float()
         self.seen = ends if self.seen is None else torch.maximum(self.seen, ends)
         if self.counts is not None:
@@ -123,6 +125,11 @@ class ActivationQuantizer(nn.Module):
             real = x if valid is None or len(valid) != len(x) else x[valid]
             counts = histogram(real)
             self._tally = counts if self._tally is None else self._tally + counts
+        if self.offset is None:
+            return False
+        scale, (lowest, highest) = float(self.scale), self.levels
+        low, high = ends.tolist()
+        return -low > (lowest - 0.5 - self.offset) * scale and high < (highest + 0.5 - self.offset) * scale
 
     def tally(self) -> Tensor:
         """The histogram since it was last asked for, of what this rank has seen: int64, like ``counts``."""
@@ -144,6 +151,7 @@ class ActivationQuantizer(nn.Module):
     def settle(self) -> None:
         """The end of its phase: nothing is observed any more, the grid is applied."""
         self.observing, self.learning, self.enabled, self.ready = False, False, True, True
+        self.offset = None
         self.counts = None
         if self.learned:
             del self.pull_mean, self.pull_square

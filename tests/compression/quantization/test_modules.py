@@ -23,9 +23,14 @@ def settled(low: float, high: float, symmetric: bool) -> ActivationQuantizer:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_inputs_and_gradients_are_those_of_torchs_fake_quantize(symmetric: bool) -> None:
+@pytest.mark.parametrize("offset_at_hand", [True, False])
+def test_inputs_and_gradients_are_those_of_torchs_fake_quantize(
+    symmetric: bool, offset_at_hand: bool
+) -> None:
     x = torch.randn(13, 7, generator=torch.Generator().manual_seed(1))
     quantizer = settled(-1.0, 1.5, symmetric)  # clips some
+    if offset_at_hand:
+        quantizer.offset, quantizer.observing = int(quantizer.zero_point), True
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     y = quantizer(ours)
     reference = torch.fake_quantize_per_tensor_affine(
@@ -38,6 +43,15 @@ def test_inputs_and_gradients_are_those_of_torchs_fake_quantize(symmetric: bool)
     assert ours.grad is not None and theirs.grad is not None
     torch.testing.assert_close(ours.grad, theirs.grad)
     assert (ours.grad == 0).any() and (ours.grad != 0).any()
+
+
+def test_where_nothing_is_clipped_the_gradient_passes_as_it_is() -> None:
+    quantizer = settled(-4.0, 4.0, False)
+    quantizer.offset, quantizer.observing = int(quantizer.zero_point), True
+    for x, clips in ((torch.linspace(-4, 4, 9), False), (torch.linspace(-4, 4.1, 9), True)):
+        x.requires_grad_()
+        quantizer(x).backward(torch.ones(9))
+        assert x.grad is not None and (int((x.grad == 0).sum()) == 1) == clips
 
 
 def test_a_quantizer_is_the_identity_until_it_is_enabled_and_notes_what_it_sees_only_while_observing() -> (
