@@ -19,9 +19,9 @@ Record = dict[str, Any]
 State = Mapping[str, Mapping[str, Tensor]]
 """A technique's own buffers at the end of its phase: key → parameter name → whole tensor."""
 EXAMPLE = "example"
-"""The key in a `State` under which a technique that ``traces`` finds the model's positional inputs, in their order."""
-Example = tuple[Tensor, ...]
-"""Positional inputs of the model for one row."""
+"""The key in a `State` under which a technique that ``traces`` finds the model's inputs: "0", "1", … or by name."""
+Example = tuple[Tensor, ...] | dict[str, Tensor]
+"""Inputs of the model for one row, by position or by name."""
 Widths = dict[str, dict[int, int]]
 """Parameter → {dim: what the number of units along it will be a multiple of}."""
 
@@ -121,7 +121,7 @@ class Technique:
         """Deliver, on the whole model, once at the end of the phase; shapes may change.
 
         state:   the buffers named in ``delivers``, whole (empty where there are none); where the technique
-                 ``traces``, also ``example``: {"0": first positional input of the model for one row, …}.
+                 ``traces``, also ``example``: {"0": the model's first input for one row, …}, or inputs by name.
         returns: the record that `rebuild` needs to do the same to a fresh model.
         """
         return {}

@@ -17,7 +17,7 @@ from ..chain import Chain
 from ..pruning.keep_zeros import KeepZeros
 from ..replay import PlanEntry, entry, kept_zeros
 from ..run import Run
-from ..technique import Technique
+from ..technique import EXAMPLE, Technique
 from .live import clip, live_weights, over_ranks, part_of, reduce_of, unwrapped, whole_of
 
 _FILE = "forgepress_compression"
@@ -71,6 +71,9 @@ class Compressor:
         self._index = 0
         self._in_step = self._finished = False
         self._waiting: Mapping[str, Any] | None = None
+        self._example: dict[
+            str, Tensor
+        ] = {}  # one row of what the model is called with, for those that trace it
         _refuse(self.phases)
         for technique in self.phases[0].techniques:
             technique.prepare(model)
@@ -203,6 +206,8 @@ class Compressor:
                 }
                 for key in technique.delivers
             }
+            if technique.traces and self._example:
+                state[EXAMPLE] = self._example
             record = technique.finalize(self._model, state)
             self.plan.append(entry(f"phase {self._index + 1}", technique, record))
 
@@ -210,6 +215,13 @@ class Compressor:
         """Local rows × micro-batches: hosts average gradients over ranks and micro-batches, so local means do it."""
         if self.chain is None or not self.chain.run.in_step:
             return
+        if not self._example:
+            inputs = {str(place): x for place, x in enumerate(args)} or {
+                k: x for k, x in kwargs.items() if k != "labels"
+            }
+            self._example = {
+                name: x[:1].detach() for name, x in inputs.items() if isinstance(x, Tensor) and x.ndim
+            }
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim]
         if tensors:
             self.chain.run.rows = float(tensors[0].shape[0] * self.micro_batches)

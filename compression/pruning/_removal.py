@@ -37,16 +37,17 @@ class Budget:
 
 
 def example_in(state: State) -> Example:
-    """Positional inputs for one row, as the trainer gives them to a technique that traces.
+    """Inputs for one row, as the trainer gives them to a technique that traces.
 
     raises: ConfigError where nobody has.
     """
     if EXAMPLE not in state:
         raise ConfigError(
             "removing units needs an example input to trace the model with; give finalize() a state with "
-            '"example": {"0": tensor}, one row of what the model is called with'
+            '"example": {"0": tensor}, one row of what the model is called with (or {"name": tensor, …})'
         )
-    return tuple(state[EXAMPLE].values())
+    inputs = state[EXAMPLE]
+    return tuple(inputs.values()) if all(name.isdecimal() for name in inputs) else dict(inputs)
 
 
 def widths_of(groups: Sequence[Group], multiple: Callable[[Group], int]) -> Widths:

@@ -12,6 +12,7 @@ from forgepress.compression.integrations import Compressor, Phase
 from forgepress.compression.integrations.live import unwrapped
 from forgepress.compression.pruning.magnitude import Magnitude
 from forgepress.compression.pruning.sparsity_penalty import SparsityPenalty
+from forgepress.compression.pruning.structured import Structured
 from forgepress.dataloading import Loader, load_source
 from forgepress.errors import CheckpointError, ConfigError, NoOpError
 from forgepress.parallel import Mesh
@@ -229,6 +230,25 @@ def test_a_zero_lost_between_phases_stops_the_training() -> None:
 
 class FullyShardedDataParallel(nn.Module):
     """Called like the wrapper whose flat parameters no mask could follow."""
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_units_go_at_the_end_of_a_plain_loop_by_an_input_that_the_loop_has_shown(named: bool) -> None:
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    technique = Structured(score="activation", share=0.5)
+    compressor = Compressor(net, [Phase(techniques=[technique])], steps=3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for step in range(3):
+        compressor.before_step(0.1)
+        rows = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (net(input=rows) if named else net(rows)).square().sum().backward()
+        compressor.after_backward()
+        optimizer.step()
+        compressor.after_step()
+    (line,) = compressor.finish()
+    assert line["record"]["checks"][0]["achieved"] == 0.5
+    assert net(torch.randn(2, 6)).shape == (2, 3) and net[0].weight.shape == (8, 6)
 
 
 def test_what_cannot_work_is_refused_with_what_to_do() -> None:
