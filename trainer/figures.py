@@ -79,3 +79,24 @@ def _reached(wanted: Any, found: Any) -> bool:
     if isinstance(wanted, int | float) and isinstance(found, int | float):
         return found >= wanted - 0.02 * abs(wanted)
     return found == wanted
+
+
+def timed_artifacts(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The artifacts whose latency is worth a table: those that compute in integers, and one of the others, which all
+    give the same model.
+    """
+    timed = [artifact for artifact in summary["artifacts"] if artifact["latency_ms"].get("cases")]
+    alike = [artifact for artifact in timed if not artifact.get("arithmetic")]
+    return [*alike[-1:], *(artifact for artifact in timed if artifact.get("arithmetic"))]
+
+
+def how_it_computes(artifact: Mapping[str, Any]) -> str:
+    """How many layers compute how, and how near the outputs are to the training graph's; "" for ordinary formats."""
+    if not artifact.get("arithmetic"):
+        return ""
+    layers = "; ".join(f"{count} layers {kind}" for kind, count in artifact["arithmetic"].items())
+    agreement = artifact.get("agreement") or {}
+    if not agreement:
+        return layers
+    near, allowed = agreement["difference"], agreement["tolerance"]
+    return f"{layers}; outputs within {near:.2%} of the training graph's ({allowed:.2%} allowed)"

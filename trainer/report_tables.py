@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .figures import holds, metric_text, ratio_text
+from .figures import holds, how_it_computes, metric_text, ratio_text, timed_artifacts
 from .report_charts import bar
 from .report_words import WORDS
 
@@ -85,19 +85,28 @@ def artifacts_section(summary: Values, metric: str | None) -> str:
         f"Each was written, read back and evaluated again. Smaller by compares with {dense:,} bytes of dense weights. "
         "Load one with <code>forgepress.load(folder)</code>."
     )
-    return _section("What to take away", explained, _table(head, rows))
+    computing = [
+        f"<p><code>{escape(artifact['format'])}</code>: {escape(said)}.</p>"
+        for artifact in summary["artifacts"]
+        if (said := how_it_computes(artifact))
+    ]
+    return _section("What to take away", explained, _table(head, rows) + "".join(computing))
 
 
 def latency_section(summary: Values) -> str:
-    """Measured times of the smallest artifact."""
-    latency = (smallest(summary) or {}).get("latency_ms") or {}
-    rows = []
-    for name, case in latency.get("cases", {}).items():
-        cells = (_timing(case.get(model)) for model in ("dense", "compressed"))
-        rows.append((escape(name), *cells, f"{case['speed_up']:.2f} ×" if "speed_up" in case else "–"))
+    """Measured times of every artifact that computes in its own way."""
+    rows, latency = [], {}
+    for artifact in timed_artifacts(summary):
+        latency = artifact["latency_ms"]
+        name = f"<code>{escape(artifact['format'])}</code>"
+        for case, times in latency["cases"].items():
+            cells = (_timing(times.get(model)) for model in ("dense", "compressed"))
+            faster = f"{times['speed_up']:.2f} ×" if "speed_up" in times else "–"
+            rows.append((name, escape(case), *cells, faster))
+            name = ""
     if not rows:
         return ""
-    head = ("one forward pass", "dense, ms", "compressed, ms", "speed-up")
+    head = ("artifact", "one forward pass", "dense, ms", "compressed, ms", "speed-up")
     device = escape(latency.get("device", "this device"))
     explained = f"Measured by turns on {device}: the median, and the range of four passes in five."
     return _section("Latency", explained, _table(head, rows))

@@ -122,6 +122,9 @@ class Summary:
         values = plain(self)
         for artifact in values["artifacts"]:
             artifact["ratio"] = artifact["ratio"] or artifact["dense_bytes"] / max(artifact["bytes"], 1)
+            for key in ("arithmetic", "agreement"):  # of integer formats only
+                if not artifact[key]:
+                    del artifact[key]
         values["dense"] = plain(dense_phase(self.phases))
         optional = ("dense", "phases", "layers", "trackers")
         return {key: value for key, value in values.items() if key not in optional or value}

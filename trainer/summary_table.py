@@ -9,7 +9,15 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from .bench import latency_table
-from .figures import bytes_text, holds, main_metric, metric_text, ratio_text
+from .figures import (
+    bytes_text,
+    holds,
+    how_it_computes,
+    main_metric,
+    metric_text,
+    ratio_text,
+    timed_artifacts,
+)
 from .progress import duration
 
 Values = Mapping[str, Any]
@@ -24,12 +32,11 @@ def print_summary(
     parts.append(result_table(values))
     if values["techniques"]:
         parts.append(technique_table(values))
-    timed = [
-        artifact["latency_ms"] for artifact in values["artifacts"] if artifact["latency_ms"].get("cases")
-    ]
-    if timed:  # all formats give the same model: one measurement says it
-        parts.append(latency_table(timed[-1], title="Latency"))
-        parts.append(timed[-1].get("note", ""))
+    for artifact in timed_artifacts(values):
+        integer = how_it_computes(artifact)
+        title = f"Latency, {artifact['format']}" if integer else "Latency"
+        parts.append(latency_table(artifact["latency_ms"], title=title))
+        parts.append(integer or artifact["latency_ms"].get("note", ""))
     parts.append(
         f"{values['steps']:,} steps in {duration(values['wall_seconds'])}, {values['samples_per_second']:,.0f} "
         f"samples/s, {values['data_wait_fraction']:.1%} of the time waiting for data"

@@ -1,5 +1,6 @@
 """Integer artifacts of whole runs: reloaded, scored, timed, compared with the training graph, or refused."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,8 @@ from forgepress.trainer.config import RunConfig
 from forgepress.trainer.export import export
 from forgepress.trainer.loop import Trainer
 from forgepress.trainer.preflight import check, examine
+from forgepress.trainer.summary import print_summary
+from rich.console import Console
 
 CALIBRATE = {"name": "quantization.post_training"}
 
@@ -63,6 +66,18 @@ def test_a_run_delivers_integers_that_were_reloaded_scored_timed_and_compared(fi
     assert integer["latency_ms"]["cases"]["batch 1, 1 thread"]["compressed"]["median"] > 0
     loaded = load(made.run_folder / "artifacts/torch_int8")
     assert sum(isinstance(layer, IntegerLinear) for layer in loaded.modules()) == 3
+
+
+def test_terminal_and_report_say_how_it_computes_and_time_both_kinds_of_model(finished):
+    made, _ = finished
+    console = Console(width=140, record=True, file=io.StringIO())
+    print_summary(made.run_folder, console=console)
+    text = console.export_text()
+    assert "Latency, torch_int8" in text and "3 layers integer, 8 bits; outputs within" in text
+    page = (made.run_folder / "report.html").read_text()
+    assert "<code>torch_int8</code>: 3 layers integer, 8 bits; outputs within" in page
+    latency = page[page.index("<h2>Latency</h2>") :]
+    assert "<code>packed</code>" in latency and "<code>torch_int8</code>" in latency
 
 
 def test_export_adds_an_onnx_artifact_to_a_finished_run(finished):
