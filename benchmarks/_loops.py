@@ -110,15 +110,18 @@ def _by_hand(turns: Turns) -> nn.Module:
 # ── ours
 
 
-class _Watch(LocalWatch):
-    """The launcher's own watch, which also gives the turn to others at the first beat of a step."""
+class Watch(LocalWatch):
+    """The launcher's own watch, which also gives the turn to others at the first beat of a step.
 
-    def __init__(self, turns: Turns) -> None:
+    first: steps that are taken before the first turn, unmeasured.
+    """
+
+    def __init__(self, turns: Turns, first: int = 0) -> None:
         super().__init__(Page())
         page = self.page.beat
 
         def beat(step: int, where: str, allow: float = 0.0) -> None:
-            if where == "data":
+            if where == "data" and step >= first:
                 turns()
             page(step, where, allow)
 
@@ -156,7 +159,7 @@ def train(turns: Turns, *, model: str, flatten: bool, technique: dict[str, Any] 
     )
     with join("cpu", rank=turns.rank, ranks=turns.ranks, meeting=turns.meeting) as device:
         mesh = Mesh.build(config.parallel.degrees, device=device)
-        Trainer(config, mesh=mesh, watch=_Watch(turns)).fit()
+        Trainer(config, mesh=mesh, watch=Watch(turns)).fit()
 
 
 # ── peers

@@ -158,6 +158,10 @@ class SpreadTeacher(Teacher):
         dist.recv(value, group=group, group_src=source)
         return value
 
+    def answered(self, columns: Mapping[str, Tensor], step: int) -> bool:
+        """Once a step, with all its micro-batches; what is not needed here is no column here."""
+        return self.step == step
+
     def needed(self, want: Want) -> bool:
         """Whether the student's module lives here."""
         return self._target(want) == self._mesh.coordinates["pipeline"]

@@ -57,14 +57,17 @@ class Compressor:
         steps: int = 0,
         seed: int = 0,
         micro_batches: int = 1,
+        teacher: Any = None,
     ) -> None:
         """steps: optimizer steps of the whole training (0: told later, to `start`).
+        teacher: a `Teacher` for techniques of distillation; then call `add_columns` for every micro-batch.
 
         micro_batches: backward passes in a step, for techniques that look at activations.
         raises: ConfigError for phases that a loop without an engine of ours cannot follow.
         """
         self.phases = list(phases)
         self.steps, self.seed, self.micro_batches = steps, seed, micro_batches
+        self.teacher = teacher
         self.plan: list[PlanEntry] = []
         self.chain: Chain | None = None
         self._model = model
@@ -109,6 +112,15 @@ class Compressor:
         self._in_step = True
         self.chain.run.loss_scale = loss_scale
         self.chain.before_step(learning_rate)
+
+    def add_columns(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The rows of a micro-batch with the teacher's answers, before its forward pass; give them to `add_loss`.
+
+        Losses of logits are means over rows: for a model of tokens set ``chain.run.items`` after its forward pass.
+        """
+        run = self._chain().run
+        run.now.columns = self._chain().add_columns(columns)
+        return dict(run.now.columns)
 
     def add_loss(self, outputs: Any, batch: Mapping[str, Tensor], loss: Tensor) -> Tensor:
         """The loss of a micro-batch with the terms that need its outputs."""
@@ -175,6 +187,7 @@ class Compressor:
             reduce=reduce_of(weights),
             modules=dict(self._model.named_modules()),
             over_rows=over_ranks,
+            teacher=self.teacher,
         )
         zeros = tuple(kept_zeros(self.plan))
         keep: list[Technique] = [KeepZeros(match=zeros)] if zeros else []

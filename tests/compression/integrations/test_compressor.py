@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forgepress.compression import build
+from forgepress.compression import Teacher, build
+from forgepress.compression.distillation.features import FeatureDistillation
+from forgepress.compression.distillation.logits import LogitDistillation
 from forgepress.compression.integrations import Compressor, Phase
 from forgepress.compression.integrations.live import unwrapped
 from forgepress.compression.pruning.magnitude import Magnitude
@@ -265,3 +268,26 @@ def test_what_cannot_work_is_refused_with_what_to_do() -> None:
         Compressor(Net(), [Phase()], steps=1).after_backward()
     with pytest.raises(ConfigError, match="want FSDP2"):
         unwrapped(nn.Sequential(FullyShardedDataParallel()))
+
+
+def test_a_teacher_is_asked_for_every_micro_batch_and_all_add_up_to_a_hand_written_step():
+    torch.manual_seed(0)
+    student, teacher = (nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)) for _ in range(2))
+    by_hand, inputs, targets = copy.deepcopy(student), torch.randn(8, 6), torch.arange(8) % 4
+    techniques = [LogitDistillation(alpha=0.4), FeatureDistillation(layers={"0": "0"}, weight=0.3)]
+    compressor = Compressor(
+        student, [Phase(techniques=techniques)], steps=1, micro_batches=2, teacher=Teacher(teacher)
+    )
+    for half in (slice(0, 4), slice(4, 8)):
+        compressor.before_step(0.1)
+        columns = compressor.add_columns({"inputs": inputs[half], "targets": targets[half]})
+        logits = student(inputs[half])
+        loss = nn.functional.cross_entropy(logits, targets[half]) / 2
+        compressor.add_loss(logits, columns, loss).backward()
+    compressor.after_backward()
+    logits, (p, q) = by_hand(inputs), [m(inputs).log_softmax(-1) for m in (teacher, by_hand)]
+    kl = nn.functional.kl_div(q, p.detach(), reduction="batchmean", log_target=True)
+    near = nn.functional.mse_loss(by_hand[0](inputs), teacher[0](inputs).detach())
+    (0.6 * nn.functional.cross_entropy(logits, targets) + 0.4 * kl + 0.3 * near).backward()
+    for ours, theirs in zip(student.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
