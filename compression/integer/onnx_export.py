@@ -23,6 +23,8 @@ OPSET = (
     23  # the first with an operator for attention, which saves onnxruntime a tenth of a transformer's time
 )
 
+_WITHOUT_ROTARY = 21  # the newest before ONNX's operator for rotary positions
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
@@ -129,6 +131,20 @@ def _written(
         outputs = list(named_outputs(whole.model_outputs(columns)))
     for name, form in forms.items():
         write(whole.model.get_submodule(name), form, operators=operators, plain=name in plain)
+    proto = _traced(whole, columns, list(example), outputs, OPSET)
+    if any(node.op_type == "RotaryEmbedding" for node in proto.graph.node):
+        # torch writes angles for one row, where this operator wants them for each: onnxruntime refuses two rows
+        proto = _traced(whole, columns, list(example), outputs, _WITHOUT_ROTARY)
+    without_traces(proto)
+    store_in_few_bits(proto, {f"model.{name}.{LEVELS}": form.bits for name, form in forms.items()})
+    axes = name_axes(proto, {name: _axis_names(tensor) for name, tensor in example.items()})
+    return proto, axes, [value.name for value in proto.graph.output]
+
+
+def _traced(
+    whole: nn.Module, columns: tuple[Tensor, ...], inputs: list[str], outputs: list[str], opset: int
+) -> Any:
+    """What torch makes of the model: onnx.ModelProto. raises: ConfigError."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch about itself
@@ -137,8 +153,8 @@ def _written(
                 columns,
                 dynamo=True,
                 verbose=False,
-                opset_version=OPSET,
-                input_names=list(example),
+                opset_version=opset,
+                input_names=inputs,
                 output_names=outputs,
                 dynamic_shapes={"columns": tuple(_free_axes(tensor) for tensor in columns)},
             )
@@ -146,11 +162,7 @@ def _written(
         cause = error.__cause__ or error
         raise ConfigError(f"export onnx: torch cannot export this model ({_first_lines(cause)})") from error
     assert program is not None
-    proto = program.model_proto
-    without_traces(proto)
-    store_in_few_bits(proto, {f"model.{name}.{LEVELS}": form.bits for name, form in forms.items()})
-    axes = name_axes(proto, {name: _axis_names(tensor) for name, tensor in example.items()})
-    return proto, axes, [value.name for value in proto.graph.output]
+    return program.model_proto
 
 
 class _Whole(nn.Module):

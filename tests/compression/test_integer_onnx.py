@@ -110,6 +110,21 @@ def test_rows_and_length_are_free(tmp_path):
     torch.testing.assert_close(run(**only_ids)["logits"], model(**only_ids)["logits"], rtol=0.02, atol=0.02)
 
 
+def test_rotary_positions_and_shared_key_heads_of_a_llama_run_with_any_rows(tmp_path):
+    from forgepress.tests.quantized import quantize
+    from forgepress.trainer.models import build_model
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 40}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32}
+    spec = {"transformers": "llama", "task": "causal_lm", "config": {**sizes, **heads}}
+    model, rows = build_model(spec, seed=0).module.eval(), words()
+    quantize(model, rows)
+    exported = export_onnx(model, rows)
+    assert set(kinds(exported).values()) == {"integer", "lookup"}
+    for inputs in (rows, words(1, 5)):
+        compare(model, runner(exported, tmp_path), inputs, what="onnx")
+
+
 def test_a_float_model_is_written_as_it_is(tmp_path):
     torch.manual_seed(0)
     model, rows = Pictures().eval(), pictures()
