@@ -16,15 +16,11 @@ from ..compression import (
     Run,
     Technique,
     Weight,
-    kept_grids,
-    kept_zeros,
-    matching_names,
     name_of,
     replay,
     weights_of,
 )
-from ..compression.pruning.keep_zeros import KeepZeros
-from ..compression.quantization.keep_grid import KeepGrid
+from ..compression.keep import between_keepers
 from ..compression.replay import PlanEntry
 from ..errors import ConfigError
 from ..parallel import AXES, Layout, Mesh, NativeEngine
@@ -85,19 +81,8 @@ def whole_model(
 
 
 def techniques_of(phase: PhaseConfig, plan: Sequence[PlanEntry]) -> list[Technique]:
-    """The phase's techniques in list order, between those that keep the zeros and the grids of earlier phases.
-
-    Zeros first, so that the others see them; grids last, so that nothing leaves them. A weight that the phase puts
-    on a new grid is not kept on the old one.
-    """
-    asked = [technique.build() for technique in phase.techniques]
-    zeros = kept_zeros(plan)
-    keep: list[Technique] = [KeepZeros(match=tuple(zeros))] if zeros else []
-    grids = dict.fromkeys(kept_grids(plan), (1, 1))  # weights have two or more dims; which does not matter
-    for technique in asked:
-        for name in matching_names(grids, technique.match) if technique.traits().gives == "grid" else ():
-            del grids[name]
-    return keep + asked + ([KeepGrid(match=tuple(grids))] if grids else [])
+    """The phase's techniques in list order, between those that keep what earlier phases have delivered."""
+    return between_keepers([technique.build() for technique in phase.techniques], plan)
 
 
 def techniques_for(

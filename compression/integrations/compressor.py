@@ -14,10 +14,12 @@ from torch.distributed.tensor import DTensor
 
 from ...errors import CheckpointError, ConfigError
 from ..chain import Chain
-from ..pruning.keep_zeros import KeepZeros
-from ..replay import PlanEntry, entry, kept_zeros
+from ..keep import between_keepers
+from ..registry import name_of
+from ..replay import PlanEntry, entry
 from ..run import Run
 from ..technique import EXAMPLE, Technique
+from ..together import refusals
 from .live import clip, live_weights, over_ranks, part_of, reduce_of, unwrapped, whole_of
 
 _FILE = "forgepress_compression"
@@ -93,6 +95,7 @@ class Compressor:
             )
         if sum(self._counts()) < self.steps:
             self.phases.append(Phase())  # the steps that are left keep what the phases delivered
+        _refuse_together(self.phases, self._model)
         self._model.register_forward_pre_hook(self._count_rows, with_kwargs=True)
         self._begin_phase()
         if self._waiting is not None:
@@ -189,9 +192,7 @@ class Compressor:
             over_rows=over_ranks,
             teacher=self.teacher,
         )
-        zeros = tuple(kept_zeros(self.plan))
-        keep: list[Technique] = [KeepZeros(match=zeros)] if zeros else []
-        self.chain = Chain([*keep, *self.phases[self._index].techniques], run)
+        self.chain = Chain(between_keepers(self.phases[self._index].techniques, self.plan), run)
         self.chain.set_up()
 
     def _counts(self) -> list[int]:
@@ -317,3 +318,16 @@ def _refuse(phases: Sequence[Phase]) -> None:
                 raise ConfigError(
                     f"{what} looks at the model and trains nothing; apply it after the training"
                 )
+
+
+def _refuse_together(phases: Sequence[Phase], model: nn.Module) -> None:
+    touched = [[(t, frozenset(t.matched(model))) for t in phase.techniques] for phase in phases]
+    for number, phase in enumerate(touched):
+        for technique, names in phase:
+            if not names:
+                raise ConfigError(
+                    f"phase {number + 1}: {name_of(type(technique))} matches nothing with match={technique.match!r};"
+                    f" the model has {', '.join([name for name, _ in model.named_parameters()][:8])}, …"
+                )
+    for refusal in refusals(touched):
+        raise ConfigError(f"phase {refusal.phase + 1}: {refusal.message}")

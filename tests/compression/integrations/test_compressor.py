@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from forgepress.compression import Teacher, build
+from forgepress.compression import Teacher, build, replay
 from forgepress.compression.distillation.features import FeatureDistillation
 from forgepress.compression.distillation.logits import LogitDistillation
 from forgepress.compression.integrations import Compressor, Phase
 from forgepress.compression.integrations.live import unwrapped
 from forgepress.compression.pruning.magnitude import Magnitude
+from forgepress.compression.pruning.network_surgery import NetworkSurgery
 from forgepress.compression.pruning.sparsity_penalty import SparsityPenalty
 from forgepress.compression.pruning.structured import Structured
 from forgepress.dataloading import Loader, load_source
@@ -231,6 +232,23 @@ def test_a_zero_lost_between_phases_stops_the_training() -> None:
         compressor.finish()
 
 
+def test_the_last_phase_may_change_shapes_and_the_plan_does_it_again_on_a_fresh_model() -> None:
+    model = Net()
+    cut = RemoveNeurons(keep=4, after="fc2")
+    pruning = Phase(techniques=[Magnitude(sparsity=0.5, every=1)], steps=4)
+    model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    compressor = Compressor(model, [pruning, Phase(techniques=[cut])], steps=6)
+    part(model, compressor, torch.optim.SGD(model.parameters(), lr=RATE), 0, 6)
+    assert model.fc1.weight.shape == (16, 8)  # until the training is over
+    plan = compressor.finish()
+    fresh = Net()
+    fresh.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    replay(fresh, plan)
+    fresh.load_state_dict(model.state_dict())
+    assert fresh.fc1.weight.shape == (4, 8)
+    torch.testing.assert_close(fresh(INPUTS)["logits"], model(INPUTS)["logits"])
+
+
 class FullyShardedDataParallel(nn.Module):
     """Called like the wrapper whose flat parameters no mask could follow."""
 
@@ -264,6 +282,12 @@ def test_what_cannot_work_is_refused_with_what_to_do() -> None:
         Compressor(Net(), [], steps=2)
     with pytest.raises(ConfigError, match="steps=0 given"):
         Compressor(Net(), [Phase()]).start()
+    nothing = [Phase(techniques=[Magnitude(match="conv*")])]
+    with pytest.raises(ConfigError, match=r"phase 1: pruning\.magnitude matches nothing with match='conv\*'"):
+        Compressor(Net(), nothing, steps=1).start()
+    twice = [Phase(techniques=[Magnitude(), NetworkSurgery(sparsity=0.5)])]
+    with pytest.raises(ConfigError, match="would both decide the zeros of"):
+        Compressor(Net(), twice, steps=1).start()
     with pytest.raises(ConfigError, match="before_step has not been called"):
         Compressor(Net(), [Phase()], steps=1).after_backward()
     with pytest.raises(ConfigError, match="want FSDP2"):
