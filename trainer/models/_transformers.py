@@ -53,6 +53,7 @@ def from_transformers(given: Mapping[str, Any], facts: Mapping[str, Any]) -> Bui
             module = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     module.train()  # from_pretrained gives it in evaluation mode, from_config in training mode
     resolved = json.loads(config.to_json_string(use_diff=False))
+    resolved.pop("_name_or_path", None)  # a folder of this machine says nothing elsewhere
     if kernel := (given.get("config") or {}).get(
         "attn_implementation"
     ):  # the library saves it with no config
