@@ -8,6 +8,7 @@ traceback; a rank that dies or hangs fails the test, and its processes are repla
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import sys
@@ -144,6 +145,8 @@ def _serve(pipe: Connection) -> None:
 
     assert spread.__name__
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what is there from the start is not looked at again: a collection after each task then costs little
     pipe.send_bytes(b"ready")
     while True:
         try:
@@ -156,6 +159,9 @@ def _serve(pipe: Connection) -> None:
         except BaseException:
             message = cloudpickle.dumps((False, traceback.format_exc()))
         pipe.send_bytes(message)
+        # Hooks and engines refer to each other; until they are collected, every process group of theirs keeps
+        # fifteen threads alive, and hundreds of tests would leave thousands.
+        gc.collect()
 
 
 def _run(task: bytes, rank: int, ranks: int, meeting: str, timeout: float) -> Any:
