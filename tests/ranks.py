@@ -24,6 +24,7 @@ from typing import Any
 import cloudpickle
 
 MOST_RANKS = 8
+_MOST_THREADS = 300  # beyond that a worker is slower than a new one
 _START_SECONDS = 300
 _HERE = Path(__file__).resolve().parent
 _workers: list["_Worker"] = []
@@ -88,7 +89,15 @@ def run_on_ranks(
     if failures:
         _replace(ranks)  # after a failure the others may still wait in a collective
         raise RanksFailed("\n\n".join(failures))
+    if any(_threads(worker) > _MOST_THREADS for worker in _workers[:ranks]):
+        _replace(ranks)  # torch keeps some process groups for good, with fifteen threads each
     return [answers[rank][1] for rank in range(ranks)]
+
+
+def _threads(worker: "_Worker") -> int:
+    """Threads of the worker's process; 0 where the system does not say."""
+    tasks = Path(f"/proc/{worker.process.pid}/task")
+    return len(list(tasks.iterdir())) if tasks.is_dir() else 0
 
 
 def _collect(ranks: int, deadline: float) -> tuple[dict[int, tuple[bool, Any]], dict[int, str]]:
