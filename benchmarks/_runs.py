@@ -1,5 +1,6 @@
 """Runs of the command line as benchmarks make them: finished ones are not trained again."""
 
+import argparse
 import json
 import os
 import statistics
@@ -31,6 +32,20 @@ def train(
     subprocess.run([*command, "--ranks", str(ranks)], cwd=ROOT, env=environment, check=True)
     done.write_text(asked)
     return json.loads(summary.read_text())
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What all such benchmarks are told: the folder of the run folders (whole path) and the seeds."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--runs", type=_whole, default=_whole("runs"), help="folder of the run folders")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return made
+
+
+def _whole(path: str) -> Path:
+    return Path(path).resolve()
 
 
 def cifar_network(runs: Path, seed: int = 0, epochs: int = 16) -> dict[str, Any]:

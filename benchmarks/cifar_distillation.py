@@ -38,16 +38,10 @@ def student(runs: Path, seed: int, epochs: int, *, taught: bool) -> float:
 
 def arguments() -> argparse.Namespace:
     """Folder of the runs, seeds, and how long to train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = _runs.parser(__doc__)
     parser.add_argument("--epochs", type=int, default=16, help="of the student")
     parser.add_argument("--teacher-epochs", type=int, default=16)
-    given = parser.parse_args()
-    given.runs = given.runs.resolve()
-    return given
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -50,16 +50,10 @@ def quantized(runs: Path, bits: int, seed: int, technique: str, steps: int = 0) 
 
 def arguments() -> argparse.Namespace:
     """Folder of the runs, seeds, and how long to train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = _runs.parser(__doc__)
     parser.add_argument("--steps", type=int, default=782, help="of training on the grid; 391 are one epoch")
     parser.add_argument("--dense-epochs", type=int, default=16)
-    given = parser.parse_args()
-    given.runs = given.runs.resolve()
-    return given
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

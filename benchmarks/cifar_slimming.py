@@ -74,17 +74,11 @@ def multiply_adds(run: Path) -> int:
 
 def arguments() -> argparse.Namespace:
     """Folder of the runs, seeds, and how long to train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = _runs.parser(__doc__)
     parser.add_argument("--dense-epochs", type=int, default=16)
     parser.add_argument("--epochs", type=int, nargs=2, default=[2, 6], help="before and after the removal")
     parser.add_argument("words", nargs="*", help="more overrides for the slimming, key=value")
-    given = parser.parse_args()
-    given.runs = given.runs.resolve()
-    return given
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -74,16 +74,10 @@ def some_tokens(rows: int) -> tuple[torch.Tensor, ...]:
 
 def arguments() -> argparse.Namespace:
     """Folder of the runs, seeds, and overrides."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = _runs.parser(__doc__)
     parser.add_argument("--shard", action="store_true", help="also on two ranks")
     parser.add_argument("words", nargs="*", help="more overrides, key=value")
-    given = parser.parse_args()
-    given.runs = given.runs.resolve()
-    return given
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ Liu et al. 2017, arXiv:1708.06519: 1.43 % test error dense, 1.49 % with 84.4 % o
 (in --runs) are not repeated. MNIST comes from FORGEPRESS_DATA (default: ../shared/data), as the example says.
 """
 
-import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from forgepress.benchmarks import _runs
@@ -23,13 +21,9 @@ PAPER = {"dense": 1.43, "pruned": 1.49, "parameters gone": 84.4}
 
 def main() -> int:
     """Train what is missing, write results/slimming_mlp.json."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = _runs.parser(__doc__)
     given = parser.parse_args()
-    runs, seeds = given.runs.resolve(), given.seeds
+    runs, seeds = given.runs, given.seeds
     summaries = [_runs.train("mnist_slimming.yaml", runs, f"slimming-{s}", [f"seed={s}"]) for s in seeds]
     plans = [json.loads((runs / f"slimming-{s}" / "plan.json").read_text()) for s in seeds]
     rows = [_runs.row("test error of the dense network (paper: 1.43 %)", _errors(summaries, "dense"), "%")]

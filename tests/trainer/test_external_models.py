@@ -189,7 +189,9 @@ def test_a_model_in_an_installed_package_is_found(saved, monkeypatch):
     name = "bert.encoder.layer.3.output.dense.weight"
     assert torch.equal(built.module.get_parameter(name), weights[name])
     assert built.spec["transformers"] == "package:carried"
-    assert str(folder) not in json.dumps(built.spec), "an artifact names no folder of the machine it was made on"
+    assert str(folder) not in json.dumps(built.spec), (
+        "an artifact names no folder of the machine it was made on"
+    )
 
 
 def test_llamas_own_tensor_plan_is_taken_and_gpt2_has_none():

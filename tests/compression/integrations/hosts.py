@@ -73,7 +73,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def same(found: dict[str, Tensor], wanted: dict[str, Tensor], **tolerance: Any) -> None:
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], **tolerance: Any) -> None:
     """The same zeros, and the same weights but for roundings."""
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():

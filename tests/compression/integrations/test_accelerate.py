@@ -10,7 +10,15 @@ import pytest
 import torch
 from forgepress.compression.integrations import Compressor
 from forgepress.tests.compression.integrations import hosts
-from forgepress.tests.compression.integrations.hosts import CLIP, INPUTS, LABELS, RATE, STEPS, Net, same
+from forgepress.tests.compression.integrations.hosts import (
+    CLIP,
+    INPUTS,
+    LABELS,
+    RATE,
+    STEPS,
+    Net,
+    assert_same,
+)
 from forgepress.tests.ranks import run_on_ranks
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -76,13 +84,13 @@ def _step(accelerator: Any, compressor: Compressor, model: Any, optimizer: Any, 
 def test_one_rank_and_two_come_to_the_zeros_of_a_plain_loop(tmp_path: Path) -> None:
     alone = Net()
     hosts.plain(alone)
-    same(train(str(tmp_path)), hosts.weights(alone), rtol=1e-4, atol=1e-6)
+    assert_same(train(str(tmp_path)), hosts.weights(alone), rtol=1e-4, atol=1e-6)
     for found in run_on_ranks(train, str(tmp_path), ranks=2):
-        same(found, hosts.weights(alone), rtol=1e-4, atol=1e-6)
+        assert_same(found, hosts.weights(alone), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_accelerate_s_own_checkpoint_holds_what_the_techniques_need(tmp_path: Path) -> None:
     whole = train(str(tmp_path))
     train(str(tmp_path), stop=5)
-    same(train(str(tmp_path), stop=5, resume=True), whole, rtol=0, atol=0)
+    assert_same(train(str(tmp_path), stop=5, resume=True), whole, rtol=0, atol=0)

@@ -21,7 +21,15 @@ from forgepress.dataloading import Loader, load_source
 from forgepress.errors import CheckpointError, ConfigError, NoOpError
 from forgepress.parallel import Mesh
 from forgepress.tests.compression.integrations import hosts
-from forgepress.tests.compression.integrations.hosts import CLIP, INPUTS, LABELS, RATE, STEPS, Net, same
+from forgepress.tests.compression.integrations.hosts import (
+    CLIP,
+    INPUTS,
+    LABELS,
+    RATE,
+    STEPS,
+    Net,
+    assert_same,
+)
 from forgepress.tests.ranks import run_on_ranks
 from forgepress.tests.techniques import RemoveNeurons
 from forgepress.trainer.config import RunConfig
@@ -124,7 +132,7 @@ def test_ranks_of_another_engine_come_to_the_zeros_of_one_process(kind: str, ran
     alone = Net()
     hosts.plain(alone)
     for found in run_on_ranks(train, kind, ranks=ranks):
-        same(found, hosts.weights(alone), rtol=1e-4, atol=1e-6)
+        assert_same(found, hosts.weights(alone), rtol=1e-4, atol=1e-6)
 
 
 # ── across a checkpoint
@@ -176,7 +184,7 @@ def test_a_training_goes_on_from_its_files_also_on_ranks_that_hold_parts(stop: i
         assert torch.equal(hosts.weights(again)[name], weight), name
     if stop == 4:
         for found in run_on_ranks(sharded_from, str(tmp_path), stop, ranks=3):
-            same(found, hosts.weights(whole), rtol=1e-4, atol=1e-6)
+            assert_same(found, hosts.weights(whole), rtol=1e-4, atol=1e-6)
 
 
 def test_a_folder_without_the_state_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from forgepress.compression.integrations import Compressor, Phase, lightning_cal
 from forgepress.compression.pruning.magnitude import Magnitude
 from forgepress.errors import ConfigError
 from forgepress.tests.compression.integrations import hosts
-from forgepress.tests.compression.integrations.hosts import CLIP, INPUTS, LABELS, RATE, STEPS, Net, same
+from forgepress.tests.compression.integrations.hosts import (
+    CLIP,
+    INPUTS,
+    LABELS,
+    RATE,
+    STEPS,
+    Net,
+    assert_same,
+)
 from forgepress.tests.sessions import torchvision_operators
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -76,7 +84,7 @@ def test_accumulation_clipping_and_phases_come_to_the_weights_of_a_plain_loop(tm
     compressor = Compressor(model, [*_renamed(hosts.phases())])
     fit(tmp_path, model, compressor)
     hosts.plain(alone)
-    same(hosts.weights(model.net), hosts.weights(alone), rtol=1e-4, atol=1e-6)
+    assert_same(hosts.weights(model.net), hosts.weights(alone), rtol=1e-4, atol=1e-6)
 
 
 def _renamed(phases: list[Phase]) -> list[Phase]:
@@ -105,7 +113,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     fit(
         tmp_path, again, compressor, resume=str(tmp_path / "epoch=4.ckpt")
     )  # five steps: in the middle of splicing
-    same(hosts.weights(again.net), hosts.weights(whole.net), rtol=0, atol=0)
+    assert_same(hosts.weights(again.net), hosts.weights(whole.net), rtol=0, atol=0)
 
 
 def test_bfloat16_training_keeps_the_zeros(tmp_path: Path) -> None:

@@ -11,7 +11,15 @@ from forgepress.compression.integrations import Compressor, Phase, transformers_
 from forgepress.compression.pruning.magnitude import Magnitude
 from forgepress.errors import CheckpointError, ConfigError
 from forgepress.tests.compression.integrations import hosts
-from forgepress.tests.compression.integrations.hosts import CLIP, INPUTS, LABELS, RATE, STEPS, Net, same
+from forgepress.tests.compression.integrations.hosts import (
+    CLIP,
+    INPUTS,
+    LABELS,
+    RATE,
+    STEPS,
+    Net,
+    assert_same,
+)
 from forgepress.tests.sessions import torchvision_operators
 
 torchvision_operators()
@@ -50,7 +58,7 @@ def test_accumulation_clipping_and_phases_come_to_the_weights_of_a_plain_loop(tm
     run = trainer(tmp_path, model, compressor)
     run.train()
     reference = hosts.plain(alone)
-    same(hosts.weights(model), hosts.weights(alone), rtol=1e-4, atol=1e-6)
+    assert_same(hosts.weights(model), hosts.weights(alone), rtol=1e-4, atol=1e-6)
     assert compressor.plan == reference.plan
     assert run.args.max_grad_norm == CLIP  # given back
 
@@ -67,7 +75,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     again = Net()
     run = trainer(tmp_path / "cut", again, Compressor(again, hosts.phases()))
     run.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-5"))
-    same(hosts.weights(again), hosts.weights(whole), rtol=1e-4, atol=1e-6)
+    assert_same(hosts.weights(again), hosts.weights(whole), rtol=1e-4, atol=1e-6)
 
 
 class StopAt(transformers.TrainerCallback):
