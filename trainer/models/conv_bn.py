@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from ...parallel.layout import Layout
 from ._base import AsImage, BuiltModel, ModelSettings, Size
+from ._convolutions import add_convolution, classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class ConvBatchNorm(ModelSettings):
     """3×3 convolutions with BatchNorm, ReLU and 2×2 max-pooling, then a global mean and one linear layer.
 
     Takes [B, C, H, W] or [B, C*H*W]; gives logits [B, classes]. Pooling stops where the image is smaller than
-    2 × 2. BatchNorm's statistics are those of the rows that one rank sees in one micro-batch.
+    2 × 2. BatchNorm's statistics are those of a whole micro-batch, over all data ranks.
     """
 
     facts: ClassVar = {"input_shape": "input_shape", "classes": "classes"}
@@ -30,25 +30,12 @@ class ConvBatchNorm(ModelSettings):
         channels, height, width = self.input_shape
         layers: OrderedDict[str, nn.Module] = OrderedDict(image=AsImage(self.input_shape))
         for number, filters in enumerate(self.widths, start=1):
-            layers[f"conv{number}"] = nn.Conv2d(
-                channels, filters, 3, padding=1, bias=False
-            )  # BatchNorm has one
-            layers[f"bn{number}"] = nn.BatchNorm2d(filters)
-            layers[f"relu{number}"] = nn.ReLU()
+            add_convolution(layers, number, channels, filters)
             if min(height, width) >= 2:
                 layers[f"pool{number}"] = nn.MaxPool2d(2)
                 height, width = height // 2, width // 2
             channels = filters
-        layers["mean"] = nn.AdaptiveAvgPool2d(1)  # [B, channels, 1, 1]
-        layers["flatten"] = nn.Flatten()
-        layers["fc"] = nn.Linear(channels, self.classes)
-        return BuiltModel(
-            module=nn.Sequential(layers),
-            layout=Layout(order=tuple(layers)),  # tensor parallel cuts linear layers: here is none worth it
-            task="classification",
-            spec={},
-            input_shape=self.input_shape,
-        )
+        return classifier(layers, channels, self.classes, self.input_shape)
 
 
 MODELS = {"conv_bn": ConvBatchNorm}

@@ -7,16 +7,16 @@ from typing import ClassVar
 from torch import nn
 
 from ...errors import ConfigError
-from ...parallel.layout import Layout
 from ._base import AsImage, BuiltModel, ModelSettings, Size
+from ._convolutions import add_convolution, classifier
 
 
 @dataclass(frozen=True, kw_only=True)
 class VGG(ModelSettings):
     """Stages of 3×3 convolutions with BatchNorm and ReLU, 2×2 max-pooling between them, mean, one linear layer.
 
-    Takes [B, C, H, W] or [B, C*H*W]; gives logits [B, classes]. BatchNorm's statistics are those of the rows that
-    one rank sees in one micro-batch.
+    Takes [B, C, H, W] or [B, C*H*W]; gives logits [B, classes]. BatchNorm's statistics are those of a whole
+    micro-batch, over all data ranks.
     source: Simonyan & Zisserman 2015, arXiv:1409.1556; with BatchNorm and one linear layer as in Liu et al. 2017,
         arXiv:1708.06519, section 4.2.
     """
@@ -48,20 +48,9 @@ class VGG(ModelSettings):
                 layers[f"pool{index}"] = nn.MaxPool2d(2)
             for width in stage:
                 number += 1
-                layers[f"conv{number}"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-                layers[f"bn{number}"] = nn.BatchNorm2d(width)
-                layers[f"relu{number}"] = nn.ReLU()
+                add_convolution(layers, number, channels, width)
                 channels = width
-        layers["mean"] = nn.AdaptiveAvgPool2d(1)  # [B, channels, 1, 1]
-        layers["flatten"] = nn.Flatten()
-        layers["fc"] = nn.Linear(channels, self.classes)
-        return BuiltModel(
-            module=nn.Sequential(layers),
-            layout=Layout(order=tuple(layers)),  # tensor parallel cuts linear layers: here is none worth it
-            task="classification",
-            spec={},
-            input_shape=self.input_shape,
-        )
+        return classifier(layers, channels, self.classes, self.input_shape)
 
 
 MODELS = {"vgg": VGG}
