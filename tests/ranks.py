@@ -123,14 +123,16 @@ def _collect(ranks: int, deadline: float) -> tuple[dict[int, tuple[bool, Any]], 
 
 
 def _replace(ranks: int) -> None:
-    for worker in _workers[:ranks]:
-        worker.end()
-    del _workers[:ranks]
+    """New processes in the old places: torch keeps meshes of earlier tasks, and with them their owner's rank."""
+    for place in range(ranks):
+        _workers[place].end()
+        _workers[place] = _Worker()
 
 
 @atexit.register
 def _end_all() -> None:
-    _replace(len(_workers))
+    for worker in _workers:
+        worker.end()
 
 
 def _by_value(task: Any) -> bytes:

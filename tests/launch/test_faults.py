@@ -33,7 +33,7 @@ import os
 def broken(outputs, columns):
     if os.environ.get("RANK") == "1":
         raise ValueError("rank 1 cannot count")
-    return {}
+    return outputs[:, 0]
 '''
 Start = Callable[..., subprocess.Popen[str]]
 

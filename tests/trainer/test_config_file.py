@@ -156,7 +156,7 @@ def test_all_problems_come_at_once_each_with_place_path_given_wanted_and_nearest
         "bad.yaml:14  phases.0.techniques.0.name": "'pruning.magnitud'; did you mean pruning.magnitude",
         "bad.yaml:15  phases.0.techniques.1.sparsity": "sparsity=1.5: want a share from 0 to below 1",
         "bad.yaml:16  phases.0.techniques.2.sparsit": "no such setting; did you mean sparsity",
-        "bad.yaml:17  phases.0.techniques.3.sparsity": "given 'high'; want",
+        "bad.yaml:17  phases.0.techniques.3.sparsity": "sparsity='high': want a share",
         "bad.yaml:18  phases.0.techniques.4.name": "required",
         "bad.yaml:19  phases.1.epoch": "unknown key; did you mean epochs?",
         "bad.yaml:20  export.0.format": "want one of safetensors, packed; did you mean safetensors",

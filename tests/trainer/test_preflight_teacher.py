@@ -80,12 +80,3 @@ def test_a_module_whose_features_the_tensor_axis_divides_is_refused_by_name():
         assert "parallel.tensor=2 divides the features" in message and who in message
     assert looked_at(2, "features", cut, layers={"relu2": "fc2"}).problems == ()
     assert "name the module that comes next" in refused(2, "features", cut, layers={"fc2": "relu2"})
-
-
-def test_a_cache_is_refused_where_rows_look_another_way_in_every_epoch():
-    technique = {"name": "distillation.logits", "teacher": TEACHER, "cache": True}
-    phases = [{"name": "distil", "epochs": 1, "techniques": [technique]}]
-    data = {"source": "digits", "batch": 32, "augment": {"flip": True}}
-    (problem,) = report(phases=phases, data=data).problems
-    assert "data.augment gives a row another form in every epoch" in problem.message
-    assert report(phases=phases).problems == ()
