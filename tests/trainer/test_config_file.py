@@ -159,7 +159,7 @@ def test_all_problems_come_at_once_each_with_place_path_given_wanted_and_nearest
         "bad.yaml:17  phases.0.techniques.3.sparsity": "sparsity='high': want a share",
         "bad.yaml:18  phases.0.techniques.4.name": "required",
         "bad.yaml:19  phases.1.epoch": "unknown key; did you mean epochs?",
-        "bad.yaml:20  export.0.format": "want one of safetensors, packed; did you mean safetensors",
+        "bad.yaml:20  export.0.format": "want one of safetensors, packed, .*; did you mean safetensors",
         "bad.yaml:21  batch": "unknown key; did you mean data.batch?",
         "bad.yaml:22  evaluate.every": r"given '\$\{sed\}'; the config has no key sed",
         "bad.yaml:23  tracking.wandb.project": "required",
