@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from forgepress.benchmarks._loops import _Watch
+from forgepress.benchmarks._loops import Watch
 from forgepress.benchmarks._turns import Turns
 from forgepress.compression import Technique
 from forgepress.parallel import Mesh, join
@@ -72,7 +72,7 @@ def train(turns: Turns, *, name: str, pieces: int) -> None:
     )
     with join("cpu", rank=turns.rank, ranks=turns.ranks, meeting=turns.meeting) as device:
         mesh = Mesh.build(config.parallel.degrees, device=device)
-        Trainer(config, mesh=mesh, watch=_Watch(turns)).fit()
+        Trainer(config, mesh=mesh, watch=Watch(turns)).fit()
 
 
 def _text(scratch: str) -> Path:

@@ -22,6 +22,7 @@ from ._weights import (
     sizes_of,
     total,
 )
+from .common_input import CommonInput
 from .grid import levels
 from .modules import ActivationQuantizer
 from .observers import observe
@@ -87,7 +88,9 @@ class AwareTraining(Quantization):
                 with torch.no_grad():
                     self._project(run)
         frozen = self._frozen(run)
+        common = CommonInput()
         for quantizer in self.quantizers(run):
+            quantizer.common = common
             if not quantizer.ready:
                 quantizer.ready = bool(quantizer.steps > 0)
             quantizer.enabled = self._begun(run, run.step) and quantizer.ready
@@ -95,7 +98,8 @@ class AwareTraining(Quantization):
             quantizer.observing = not (quantizer.dynamic or learning or frozen)
             quantizer.learning = learning and not frozen
             if quantizer.enabled and not quantizer.dynamic and quantizer.zero_point.device.type == "cpu":
-                quantizer.offset = int(quantizer.zero_point)  # elsewhere one would wait for the device
+                # elsewhere one would wait for the device
+                quantizer.numbers = float(quantizer.scale), int(quantizer.zero_point)
             quantizer.unit = lambda run=run: run.loss_scale * run.now.seed
         if frozen:
             freeze_norms(run)
@@ -118,7 +122,11 @@ class AwareTraining(Quantization):
         seeing = [quantizer for quantizer in quantizers if quantizer.observing]
         observe(seeing, run, "min_max" if self.activations == "min_max" else "moving_average")
         for quantizer in quantizers:
-            quantizer.observing, quantizer.offset = False, None  # evaluation is not looked at
+            quantizer.observing, quantizer.numbers, quantizer.common = (
+                False,
+                None,
+                None,
+            )  # evaluation is not looked at
         if self._begun(run, run.step + 1):
             self._project(run)
 

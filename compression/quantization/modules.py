@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
+from .common_input import CommonInput
 from .grid import grid_of, levels, off_grid, spread, to_levels
 from .histogram import BINS, histogram
-from .rounding import dynamic_rounded, rounded
+from .rounding import Clips, dynamic_rounded, rounded
 
 
 class ActivationQuantizer(nn.Module):
@@ -39,7 +40,8 @@ class ActivationQuantizer(nn.Module):
     enabled:     the grid is applied. After finalize: observing False, enabled True.
     Buffers are equal on all data and tensor ranks. The gradient passes straight through, and is zero where a
     value was clipped.
-    cost: four passes over the input forward and one backward; two while observing.
+    cost: four passes over the input forward and one backward (none where the range is seen to clip nothing; then
+        three forward); two while observing. Nothing for a second layer that takes the same tensor on the same grid.
     """
 
     low: Tensor
@@ -67,7 +69,10 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.bits, self.symmetric, self.dynamic, self.row_dims = bits, symmetric, dynamic, row_dims
         self.observing, self.enabled, self.ready = False, False, dynamic
-        self.offset: int | None = None  # zero_point as a number, for as long as nothing changes it
+        self.numbers: tuple[float, int] | None = (
+            None  # scale and zero_point, for as long as nothing changes them
+        )
+        self.common: CommonInput | None = None  # what other quantizers may have worked out for the same input
         self.seen: Tensor | None = None  # [2] (-lowest, highest) since the observer last asked, on this rank
         self.learned, self.learning = learned, False
         self.in_parts = (
@@ -105,31 +110,49 @@ class ActivationQuantizer(nn.Module):
         return self._apply_to(x, ())
 
     def _apply_to(self, x: Tensor, parts: tuple[Any, ...]) -> Tensor:
-        inside = self.observing and not self.dynamic and self._note(x.detach())
+        common = self.common
+        if common is not None:
+            common.look_at(x)
+        clips: Clips = "perhaps"
+        if self.observing and not self.dynamic:
+            clips = self._note(x.detach())
         if not self.enabled:
             return x
         if self.dynamic:
             return dynamic_rounded(x, self.bits, self.symmetric, self.row_dims, parts)
-        take = _Taker(self, self.unit()) if self.learning else None
-        known: Any = {"offset": self.offset, "inside": inside}
-        return rounded(x, self.scale, self.zero_point, self.levels, take, **known)
+        if self.learning:
+            take = _Taker(self, self.unit())
+            return rounded(x, self.scale, self.zero_point, self.levels, take, numbers=self.numbers)
+        grid = (self.numbers, self.levels)
+        if common is not None and self.numbers is not None and grid in common.results:
+            return common.results[grid]
+        y = rounded(x, self.scale, self.zero_point, self.levels, numbers=self.numbers, clips=clips)
+        if common is not None:
+            common.results[grid] = y
+        return y
 
-    def _note(self, x: Tensor) -> bool:
-        """Takes down what ``x`` holds; returns whether it is known that the present grid clips none of it."""
+    def _note(self, x: Tensor) -> Clips:
+        """Takes down what ``x`` holds; returns what is known of what the present grid clips of it."""
         if not x.numel():
-            return True
-        ends = torch.stack((x.amin().neg(), x.amax())).float()
+            return "perhaps"
+        ends = None if self.common is None else self.common.ends
+        if ends is None:
+            ends = torch.stack((x.amin().neg(), x.amax())).float()
+            if self.common is not None:
+                self.common.ends = ends
         self.seen = ends if self.seen is None else torch.maximum(self.seen, ends)
         if self.counts is not None:
             valid = self.rows()
             real = x if valid is None or len(valid) != len(x) else x[valid]
             counts = histogram(real)
             self._tally = counts if self._tally is None else self._tally + counts
-        if self.offset is None:
-            return False
-        scale, (lowest, highest) = float(self.scale), self.levels
-        low, high = ends.tolist()
-        return -low > (lowest - 0.5 - self.offset) * scale and high < (highest + 0.5 - self.offset) * scale
+        if self.numbers is None:
+            return "perhaps"
+        (scale, offset), (lowest, highest), (low, high) = self.numbers, self.levels, ends.tolist()
+        beyond = max(
+            lowest - offset + low / scale, high / scale - highest + offset
+        )  # steps past the last level
+        return "perhaps" if beyond >= 0.5 else "rim" if beyond > 0.49 else "nothing"
 
     def tally(self) -> Tensor:
         """The histogram since it was last asked for, of what this rank has seen: int64, like ``counts``."""
@@ -151,7 +174,7 @@ class ActivationQuantizer(nn.Module):
     def settle(self) -> None:
         """The end of its phase: nothing is observed any more, the grid is applied."""
         self.observing, self.learning, self.enabled, self.ready = False, False, True, True
-        self.offset = None
+        self.numbers, self.common = None, None
         self.counts = None
         if self.learned:
             del self.pull_mean, self.pull_square

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .grid import affine_grid, levels, symmetric_scale
+
+Clips = Literal["perhaps", "rim", "nothing"]
+"""What of a tensor a grid clips: not known; nothing, but rounding may go past the last level; nothing."""
 
 
 def rounded(
@@ -19,20 +22,20 @@ def rounded(
     ends: tuple[int, int],
     take: Callable[[Tensor], None] | None = None,
     *,
-    offset: int | None = None,
-    inside: bool = False,
+    numbers: tuple[float, int] | None = None,
+    clips: Clips = "perhaps",
 ) -> Tensor:
     """``x`` on the grid of ``scale`` and ``zero_point`` (0-dim) with levels ``ends[0] … ends[1]``, in its dtype.
 
     The gradient is that of a clamp: 1 within the grid's ends, 0 beyond them.
     take: is given, in backward, the derivative of the loss by the logarithm of the scale (0-dim float32).
-    offset: the zero point as a number, if it is at hand: that saves two of six passes.
-    inside: no value of ``x`` is clipped, as one has seen: the gradient passes as it is.
+    numbers: scale and zero point as numbers, if they are at hand: that saves two of six passes.
+    clips: what is known of ``x``, with ``numbers`` at hand: where nothing is clipped, the gradient passes unchanged.
     source: Bengio et al. 2013, arXiv:1308.3432 (straight-through); for ``take`` see `step_size`.
     """
     # Without a tensor that wants a gradient there is no backward: a first layer's input wants none.
     wants = None if take is None else torch.zeros((), device=x.device, requires_grad=True)
-    return _Round.apply(x, scale, zero_point, ends, take, wants, offset, inside)  # pyright: ignore[reportReturnType]
+    return _Round.apply(x, scale, zero_point, ends, take, wants, numbers, clips)  # pyright: ignore[reportReturnType]
 
 
 class _Round(torch.autograd.Function):
@@ -47,16 +50,16 @@ class _Round(torch.autograd.Function):
         ends: tuple[int, int],
         take: Any,
         wants: Any,
-        offset: int | None,
-        inside: bool,
+        numbers: tuple[float, int] | None,
+        clips: Clips,
     ) -> Tensor:
         q = (x.float() / scale).round_()
-        if offset is None:
+        if numbers is None:
             q.add_(zero_point).clamp_(*ends).sub_(zero_point)
-        else:
-            q.clamp_(ends[0] - offset, ends[1] - offset)
+        elif clips != "nothing":
+            q.clamp_(ends[0] - numbers[1], ends[1] - numbers[1])
         y = q.mul_(scale).to(x.dtype)
-        ctx.ends, ctx.take, ctx.inside = ends, take, inside and take is None
+        ctx.ends, ctx.take, ctx.inside = ends, take, clips != "perhaps" and take is None
         if not ctx.inside:
             ctx.save_for_backward(x, scale, zero_point, *(() if take is None else (y,)))
         return y

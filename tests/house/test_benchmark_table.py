@@ -1,5 +1,6 @@
 """README's measurements are read off files, never typed."""
 
+import importlib
 import importlib.util
 import json
 
@@ -61,3 +62,10 @@ def test_every_result_was_made_by_a_script_that_is_there(tree):
     assert [
         path.name for path in folder.glob("results/*.json") if not (folder / f"{path.stem}.py").is_file()
     ] == []
+
+
+def test_every_script_is_importable_without_its_peers(tree):
+    names = sorted(path.stem for path in (tree.root / "benchmarks").glob("*.py"))
+    assert "step_time" in names
+    for name in names:
+        importlib.import_module(f"forgepress.benchmarks.{name}")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from forgepress.compression.quantization.common_input import CommonInput
 from forgepress.compression.quantization.grid import grid_of, snap_, weight_range
 from forgepress.compression.quantization.modules import (
     ActivationQuantizer,
@@ -22,15 +23,19 @@ def settled(low: float, high: float, symmetric: bool) -> ActivationQuantizer:
     return quantizer
 
 
+def numbers_of(quantizer: ActivationQuantizer) -> tuple[float, int]:
+    return float(quantizer.scale), int(quantizer.zero_point)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("offset_at_hand", [True, False])
+@pytest.mark.parametrize("numbers_at_hand", [True, False])
 def test_inputs_and_gradients_are_those_of_torchs_fake_quantize(
-    symmetric: bool, offset_at_hand: bool
+    symmetric: bool, numbers_at_hand: bool
 ) -> None:
     x = torch.randn(13, 7, generator=torch.Generator().manual_seed(1))
     quantizer = settled(-1.0, 1.5, symmetric)  # clips some
-    if offset_at_hand:
-        quantizer.offset, quantizer.observing = int(quantizer.zero_point), True
+    if numbers_at_hand:
+        quantizer.numbers, quantizer.observing = numbers_of(quantizer), True
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     y = quantizer(ours)
     reference = torch.fake_quantize_per_tensor_affine(
@@ -47,11 +52,33 @@ def test_inputs_and_gradients_are_those_of_torchs_fake_quantize(
 
 def test_where_nothing_is_clipped_the_gradient_passes_as_it_is() -> None:
     quantizer = settled(-4.0, 4.0, False)
-    quantizer.offset, quantizer.observing = int(quantizer.zero_point), True
+    quantizer.numbers, quantizer.observing = numbers_of(quantizer), True
     for x, clips in ((torch.linspace(-4, 4, 9), False), (torch.linspace(-4, 4.1, 9), True)):
         x.requires_grad_()
         quantizer(x).backward(torch.ones(9))
         assert x.grad is not None and (int((x.grad == 0).sum()) == 1) == clips
+
+
+def test_layers_that_take_the_same_tensor_round_it_once_and_see_it_each() -> None:
+    common, first, second = CommonInput(), settled(-1.0, 1.5, False), settled(-1.0, 1.5, False)
+    for quantizer in (first, second):
+        quantizer.common, quantizer.numbers, quantizer.observing = common, numbers_of(quantizer), True
+    x = torch.randn(13, 7, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    y, again = first(x), second(x)
+    assert again is y and first.seen is not None and second.seen is not None
+    assert torch.equal(first.seen, second.seen)
+    (y.sum() + again.sum()).backward()
+    alone = x.detach().clone().requires_grad_()
+    first.common = None
+    (2 * first(alone).sum()).backward()
+    assert x.grad is not None and alone.grad is not None and torch.equal(x.grad, alone.grad)
+    with torch.no_grad():  # what was made for backward, and what x was before, is not taken again
+        other = second(x)
+        assert other is not y and torch.equal(other, y)
+        x.mul_(0.5)
+        assert not torch.equal(second(x), y)
+    second.numbers = (2 * float(second.scale), 0)
+    assert second(x) is not first(x)
 
 
 def test_a_quantizer_is_the_identity_until_it_is_enabled_and_notes_what_it_sees_only_while_observing() -> (
