@@ -79,6 +79,11 @@ class NativeEngine:
             if name and name not in absent
         }
 
+    @property
+    def home_of_outputs(self) -> int:
+        """The pipeline rank on which `forward` gives outputs and the loss is computed."""
+        return 0 if self._pipeline is None else self._pipeline.home_of_outputs
+
     def zero_grad(self) -> None:
         """Drop all gradients."""
         for parameter in self._parameters.values():

@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.distributed import pipelining
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import _Action
+from torch.distributed.pipelining.schedules import _ComputationType as _Kind
 
 from ..errors import ConfigError
 from .layout import Layout
 from .mesh import Mesh
 from .microbatches import InHand, Piece, cut
+from .schedules import SCHEDULES, STAGES_PER_RANK, check_schedule, home_of_outputs, stages_of
 from .shadow import Shadow, share_tensors
 from .split import balanced, by_hand, parameter_costs
-
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved1f1b": ScheduleInterleaved1F1B}
-STAGES_PER_RANK = 2  # of the interleaved schedule, where `stages` does not say
 
 
 def plan_stages(
@@ -30,7 +31,7 @@ def plan_stages(
     costs: Sequence[float] | None,
     whole: Sequence[str] = (),
 ) -> list[tuple[str, ...]]:
-    """The module names of every stage; stage s lives on pipeline rank s % mesh.pipeline.
+    """The module names of every stage; see `stages_of` for where they live.
 
     stages: one list of globs over `layout.order` per stage; None = balanced by `costs` (one per member of the
     order; None = numbers of parameters).   whole: modules after which must not be cut.
@@ -46,9 +47,13 @@ def plan_stages(
             "its layout an `order` of modules that each take one tensor and give one; the model has "
             + ", ".join(names)
         )
-    several = schedule == "interleaved1f1b"
+    several = SCHEDULES[schedule].several
     count = len(stages) if stages is not None else mesh.pipeline * (STAGES_PER_RANK if several else 1)
-    _check_schedule(schedule, mesh.pipeline, microbatches, count, len(order))
+    if count > len(order):
+        raise ConfigError(
+            f"parallel: {count} pipeline stages, but the model has {len(order)} modules to divide"
+        )
+    check_schedule(schedule, ranks=mesh.pipeline, microbatches=microbatches, stages=count)
     forbidden = {order.index(name) for name in whole}
     if stages is not None:
         lengths = by_hand(order, stages)
@@ -75,32 +80,6 @@ def _divided(names: Sequence[str]) -> str:
     return (
         f"after {', '.join(names)} activations are divided over the tensor axis, so a stage cannot end there"
     )
-
-
-def _check_schedule(schedule: str, ranks: int, microbatches: int, stages: int, modules: int) -> None:
-    if stages > modules:
-        raise ConfigError(
-            f"parallel: {stages} pipeline stages, but the model has {modules} modules to divide"
-        )
-    if schedule == "interleaved1f1b":
-        if stages % ranks or stages < ranks:
-            raise ConfigError(
-                f"parallel.stages: {stages} stages cannot be dealt evenly to pipeline={ranks} ranks"
-            )
-        if microbatches < ranks or microbatches % max(1, microbatches // ranks):
-            raise ConfigError(
-                f"parallel.microbatches={microbatches}: interleaved1f1b runs them in rounds of at least {ranks}; "
-                f"use a multiple of pipeline={ranks}"
-            )
-    elif stages != ranks:
-        raise ConfigError(
-            f"parallel.stages: {stages} stages on pipeline={ranks} ranks; {schedule} has one stage per rank, "
-            "interleaved1f1b several"
-        )
-    if schedule == "1f1b" and microbatches < ranks:
-        raise ConfigError(
-            f"parallel.microbatches={microbatches}: 1f1b wants at least pipeline={ranks}; raise it or use gpipe"
-        )
 
 
 def check_separable(model: nn.Module, stages: Sequence[Sequence[str]]) -> None:
@@ -154,6 +133,21 @@ class _Stage(PipelineStage):
         return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
 
+def _forward_only(schedule: Any) -> None:
+    """Leave out what a schedule of several stages does for the backward: folded ones would miss its gradients."""
+    actions = []
+    for action in schedule.pipeline_order_with_comms[schedule.rank]:
+        for one in action.sub_actions or (action,):
+            if one.computation_type in (_Kind.FORWARD, _Kind.SEND_F, _Kind.RECV_F):
+                actions.append(one)
+    here = [stage.stage_index for stage in schedule._stages]
+    schedule.pipeline_order_with_comms[schedule.rank] = [
+        *(_Action(number, _Kind.UNSHARD, None) for number in here),
+        *actions,
+        *(_Action(number, _Kind.RESHARD, None) for number in here),
+    ]
+
+
 @dataclass
 class _Step:
     """What the schedule's callbacks need of the step in hand."""
@@ -179,7 +173,8 @@ class Pipeline:
         self._parts, self._shadow, self._mesh, self._now = parts, shadow, mesh, now
         self._ends = [sum(map(len, stages[: number + 1])) for number in range(len(stages))]
         self._kind, self._microbatches = schedule, microbatches
-        here = range(mesh.coordinates["pipeline"], len(stages), mesh.pipeline)
+        here = stages_of(schedule, mesh.pipeline, len(stages))[mesh.coordinates["pipeline"]]
+        self._here, self.home_of_outputs = here, home_of_outputs(schedule, mesh.pipeline)
         everything = {name for names in stages for name in names}
         self.elsewhere = [everything - set(stages[number]) for number in here]  # of each part: stand-ins only
         self._schedules: dict[Any, Any] = {}
@@ -254,7 +249,7 @@ class Pipeline:
         ]
         mesh, local = self._mesh, []
         for index, part in enumerate(self._parts):
-            number = mesh.coordinates["pipeline"] + index * mesh.pipeline
+            number = self._here[index]
             stage = _Stage(
                 part,
                 number,
@@ -267,6 +262,11 @@ class Pipeline:
             stage.before = self._before
             local.append(stage)
         kind = SCHEDULES[self._kind]
-        stages: Any = local if kind is ScheduleInterleaved1F1B else local[0]
+        stages: Any = local if kind.several else local[0]
         loss = self._loss if with_loss else None
-        return kind(stages, self._microbatches, loss_fn=loss, scale_grads=False)
+        made = getattr(pipelining, kind.torch_name)(
+            stages, self._microbatches, loss_fn=loss, scale_grads=False
+        )
+        if not with_loss and kind.several:
+            _forward_only(made)
+        return made

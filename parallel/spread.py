@@ -3,7 +3,6 @@
 Apart from the engine because these imports take a second that one process need not spend.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from .layout import Layout
 from .mesh import Mesh
 from .microbatches import InHand
 from .pipeline import Pipeline, check_separable, make_part, plan_stages
+from .schedules import stages_of
 from .shadow import Shadow
 from .tensor import divide, open_after, resolve_plan
 
@@ -53,15 +53,11 @@ def spread(
     check_separable(model, names)
     shadow = Shadow(model, layout.order)  # taken before anything that communicates is put into the model
     now = make_global(model, mesh)
-    parts = _cut(model, names, layout, mesh)
+    here = stages_of(schedule, mesh.pipeline, len(names))[mesh.coordinates["pipeline"]]
+    parts = [make_part(model, names[s], layout.order, last=s == len(names) - 1) for s in here]
     wholes = [_finish(part, plan, gathered, layout, mesh) for part in parts]
     pipeline = Pipeline(parts, names, shadow, mesh, now, schedule=schedule, microbatches=microbatches)
     return Spread(parts, wholes, now, pipeline)
-
-
-def _cut(model: nn.Module, names: Sequence[Sequence[str]], layout: Layout, mesh: Mesh) -> list[nn.Module]:
-    here = range(mesh.coordinates["pipeline"], len(names), mesh.pipeline)
-    return [make_part(model, names[s], layout.order, last=s == len(names) - 1) for s in here]
 
 
 def _finish(

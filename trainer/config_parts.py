@@ -90,7 +90,10 @@ class ParallelConfig(Part):
     """Groups of ranks that hold consecutive parts of the model."""
     context: Count = 1
     """Pieces that sequences are cut into."""
-    schedule: Literal["gpipe", "1f1b", "interleaved1f1b"] = "1f1b"
+    schedule: Literal[
+        "gpipe", "1f1b", "interleaved1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv", "dualpipev"
+    ] = "1f1b"
+    """In which order a pipeline runs micro-batches; all but the first two put two stages or more on each rank."""
     microbatches: Count = 1
     """Equal pieces that a global batch is cut into; gradients are summed over them."""
     stages: Annotated[tuple[Annotated[tuple[str, ...], Listed], ...], Listed] | None = None

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..dataloading import Source
 from ..errors import ForgepressError
+from ..parallel import schedules
 from .config import RunConfig
 from .config_errors import config_error
 from .config_file import Origins
@@ -118,13 +119,11 @@ def refuse(config: RunConfig, ranks: int, source: Source) -> None:
 
 
 def bubble(config: RunConfig) -> float:
-    """Share of a step's time in which a pipeline rank waits: (p - 1) / (v · m + p - 1).
-
-    p pipeline ranks, v stages on each (1 unless interleaved), m micro-batches; stages of equal cost.
-    source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2.
-    """
-    p, m = config.parallel.pipeline, config.parallel.microbatches
-    return (p - 1) / (stages_per_rank(config) * m + p - 1)
+    """Share of a step's time in which a pipeline rank waits, by the theory of its schedule."""
+    parallel = config.parallel
+    return schedules.bubble(
+        parallel.schedule, parallel.pipeline, parallel.microbatches, stages_per_rank(config)
+    )
 
 
 def batches_per_epoch(config: RunConfig, rows: int) -> int:

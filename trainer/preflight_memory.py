@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..parallel.schedules import SCHEDULES, stages_of
 from .config import RunConfig
 from .models import BuiltModel
 
@@ -46,10 +47,8 @@ def held_by_fullest_rank(
 ) -> Held:
     """What the fullest rank keeps. plan: divided modules; stages: their modules, none: all is one stage."""
     parallel = config.parallel
-    mine = [
-        [name for stage in stages[rank :: parallel.pipeline] for name in stage]
-        for rank in range(parallel.pipeline)
-    ]
+    homes = stages_of(parallel.schedule, parallel.pipeline, len(stages)) if stages else []
+    mine = [[name for stage in held for name in stages[stage]] for held in homes]
     ranks = [_part(built.module, members) for members in mine] if stages else [_part(built.module, None)]
     local = [
         {name: _local(name, p, parallel.shard, parallel.tensor, plan) for name, p in parameters.items()}
@@ -140,8 +139,10 @@ def in_flight(config: RunConfig) -> tuple[float, str]:
     p, m = parallel.pipeline, parallel.microbatches
     if p == 1:
         return 1.0, "one micro-batch, in float32, without the loss"
-    if parallel.schedule == "gpipe":
+    if parallel.schedule in ("gpipe", "looped_bfs"):
         return m / p, f"{m} micro-batches of 1/{p} of the model"
+    if SCHEDULES[parallel.schedule].folded:  # as 1f1b, but on every rank alike
+        return min(m / p, 1.0), f"{min(2 * m, 2 * p)} micro-batch parts of 1/{2 * p} of the model"
     if parallel.schedule == "1f1b":
         return min(m, p) / p, f"{min(m, p)} micro-batches of 1/{p} of the model"
     parts = min(

@@ -16,7 +16,8 @@ from torch import nn
 from ..compression import Technique, refusals
 from ..errors import ConfigError
 from ..parallel import Mesh
-from ..parallel.pipeline import STAGES_PER_RANK, check_separable, plan_stages
+from ..parallel.pipeline import check_separable, plan_stages
+from ..parallel.schedules import SCHEDULES, STAGES_PER_RANK
 from ..parallel.split import module_costs
 from ..parallel.tensor import open_after, resolve_plan
 from .config import RunConfig, TechniqueConfig
@@ -25,7 +26,7 @@ from .models import BuiltModel
 from .tasks import task_for
 
 Stages = tuple[tuple[str, ...], ...]
-"""Module names of every pipeline stage; stage s lives on pipeline rank s % ranks. (): one stage, the whole model."""
+"""Module names of every pipeline stage, which live where `stages_of` says. (): one stage, the whole model."""
 
 
 @dataclass
@@ -142,9 +143,9 @@ def check_pipeline(config: RunConfig, built: BuiltModel, plan: dict[str, str], f
 
 
 def stages_per_rank(config: RunConfig) -> int:
-    """How many parts of the model each pipeline rank holds: 2 if interleaved, unless the config names stages."""
+    """How many parts of the model each pipeline rank holds: 1 or 2 by schedule, unless the config names stages."""
     parallel = config.parallel
-    if parallel.pipeline == 1 or parallel.schedule != "interleaved1f1b":
+    if parallel.pipeline == 1 or not SCHEDULES[parallel.schedule].several:
         return 1
     return max(len(parallel.stages) // parallel.pipeline, 1) if parallel.stages else STAGES_PER_RANK
 
@@ -158,11 +159,11 @@ def _check_interleaving(config: RunConfig, found: Found) -> None:
     """With one stage a rank, interleaving is 1f1b under another name."""
     parallel = config.parallel
     if (
-        parallel.schedule == "interleaved1f1b"
+        SCHEDULES[parallel.schedule].several
         and parallel.stages
         and len(parallel.stages) < 2 * parallel.pipeline
     ):
-        message = f"given {len(parallel.stages)} stages; interleaved1f1b wants two or more on each rank"
+        message = f"given {len(parallel.stages)} stages; {parallel.schedule} wants two or more on each rank"
         wanted = f"{2 * parallel.pipeline}, {3 * parallel.pipeline}, … of them, or schedule: 1f1b"
         found.problem(("parallel", "stages"), f"{message}: {wanted}")
 

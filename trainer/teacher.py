@@ -88,7 +88,7 @@ class SpreadTeacher(Teacher):
         super().__init__(None, microbatches=1 if mesh.pipeline > 1 else config.parallel.microbatches)
         self._spec, self._config, self._mesh, self._facts = spec, config, mesh, facts
         self._cached, self._count = cached, int(facts.get("rows", 0))
-        self._ours = set(student.modules())
+        self._ours, self._outputs_at = set(student.modules()), student.home_of_outputs
         self._engine: NativeEngine | None = None
         self._homes: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of modules: teacher's, student's
         self._forms: dict[str, tuple[torch.Size, torch.dtype]] = {}
@@ -177,10 +177,13 @@ class SpreadTeacher(Teacher):
         self._engine = None
 
     def _source(self, want: Want) -> int:
-        return self._mesh.pipeline - 1 if want.module is None else self._homes[0][want.module]
+        if want.module is not None:
+            return self._homes[0][want.module]
+        assert self._engine is not None
+        return self._engine.home_of_outputs
 
     def _target(self, want: Want) -> int:
-        return self._mesh.pipeline - 1 if want.at is None else self._homes[1][want.at]
+        return self._outputs_at if want.at is None else self._homes[1][want.at]
 
     def _find_homes(self, theirs: set[str], ours: set[str]) -> tuple[dict[str, int], dict[str, int]]:
         """Module → the pipeline rank that has it; modules that are on several (containers) run on none of them."""

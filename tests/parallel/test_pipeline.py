@@ -7,6 +7,7 @@ import torch
 from forgepress.errors import ConfigError
 from forgepress.parallel import Layout, Mesh, NativeEngine
 from forgepress.parallel.pipeline import check_separable, make_part, plan_stages
+from forgepress.parallel.schedules import home_of_outputs
 from forgepress.tests.parallel.test_native import check
 from forgepress.tests.parallel.toys import MLP_LAYOUT, Mlp, local_rows, make_data, make_model, summed_loss
 from forgepress.tests.ranks import run_on_ranks
@@ -30,7 +31,7 @@ def plan(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": "dualpipe"}, "want one of gpipe, 1f1b, interleaved1f1b"),
+        ({"schedule": "dualpipe"}, "want one of gpipe, 1f1b, interleaved1f1b, looped_bfs"),
         ({"layout": Layout()}, "the model has fc1, act1, fc2, act2, fc3, act3, fc4"),
         ({"pipeline": 8}, "8 pipeline stages, but the model has 7 modules"),
         ({"schedule": "1f1b", "microbatches": 1}, "1f1b wants at least pipeline=2"),
@@ -131,7 +132,7 @@ def evaluate(degrees: dict[str, int], schedule: str) -> list[torch.Tensor | None
     return found
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved1f1b"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved1f1b", "zbv"])
 @pytest.mark.parametrize(("ranks", "degrees"), [(2, {"pipeline": 2}), (4, {"pipeline": 2, "shard": 2})])
 def test_evaluation_between_steps_gives_the_outputs_of_one_process_on_the_last_stage(
     ranks: int, degrees: dict[str, int], schedule: str
@@ -139,13 +140,14 @@ def test_evaluation_between_steps_gives_the_outputs_of_one_process_on_the_last_s
     one = evaluate({}, schedule)
     many = run_on_ranks(evaluate, degrees, schedule, ranks=ranks)
     data_ranks = ranks // 2
-    assert all(outputs == [None] * 4 for outputs in many[:data_ranks])
+    home = home_of_outputs(schedule, 2) * data_ranks
+    assert all(outputs == [None] * 4 for outputs in many[data_ranks - home :][:data_ranks])
     for step, rows in enumerate((8, 8, 4, 8)):
         want = one[step]
         assert want is not None
         for data_rank in range(data_ranks):
             mine, _ = local_rows(rows, microbatches=2, rank=data_rank, ranks=data_ranks, pad=True)
-            torch.testing.assert_close(many[data_ranks + data_rank][step], want[mine], rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(many[home + data_rank][step], want[mine], rtol=1e-9, atol=1e-11)
 
 
 def two_inputs() -> str:
