@@ -153,18 +153,19 @@ class Traced(Trainer):
         if self._nudge:
             _nudge(self.assembly, self.step)
         if steps.chain.run.step == steps.chain.run.steps:
-            self._dump_end()
+            self._dump_state(f"end-{self.phase_index}")
         if self.step == self._kill_at and self.mesh.rank == self.mesh.world - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         super()._after_step(steps)
 
-    def _dump_end(self) -> None:
+    def _dump_state(self, name: str) -> None:
+        """The whole model, its moments and the techniques' state, under a name that begins with ``end-``."""
         tensors: dict[str, Tensor] = {f"model/{n}": p for n, p in self.assembly.engine.parameters().items()}
         tensors |= {f"buffer/{n}": b for n, b in self.assembly.engine.buffers().items()}
         tensors |= {f"chain/{key}": w.wrap(t) for key, (w, t) in self.assembly.chain.tensors().items()}
         moments = self.assembly.moments().items()
         tensors |= {f"{SQUARES}{w.name}": w.wrap(t) for key, (w, t) in moments if key.endswith("/exp_avg_sq")}
-        self._dump(f"end-{self.phase_index}", tensors)
+        self._dump(name, tensors)
 
     def _dump(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         whole = gather(dict(tensors), self.mesh)
@@ -181,8 +182,9 @@ class Traced(Trainer):
 def _nudge(assembly: Assembly, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     for weight in assembly.weights:
-        error = torch.finfo(weight.local.dtype).eps * torch.randn(weight.local.shape, generator=generator)
-        weight.local.mul_(1.0 + error.to(weight.local))
+        dense = weight.dense  # what the model computes with, a technique may just have put on a grid
+        error = torch.finfo(dense.dtype).eps * torch.randn(dense.shape, generator=generator)
+        dense.mul_(1.0 + error.to(dense))
 
 
 def _without_dropout(parts: Sequence[nn.Module]) -> None:

@@ -1,36 +1,43 @@
 """The contract: every technique found, on every mesh, is the technique of one process; also across a resume.
 
 A new technique is picked up by itself: the folder is the registry, `Technique.contract` says with which settings.
+One run is handed from mesh to mesh: each trains two steps, saves, and the next one, which is cut differently, goes on.
+At every handing over the whole model, the masks and the techniques' state are compared with those of one process.
 """
 
-import functools
 import os
-import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forgepress.compression import techniques
 from forgepress.parallel import Mesh
-from forgepress.tests.meshes import MESHES, THEN
+from forgepress.tests.meshes import MESHES
 from forgepress.tests.ranks import run_on_ranks
 from forgepress.trainer.config import RunConfig
 from forgepress.trainer.step import Steps
-from forgepress.trainer.verify import Trace, Traced, compare, read_trace
+from forgepress.trainer.verify import Difference, Trace, Traced, compare, read_trace
 
-EVERYTHING = bool(os.environ.get("FORGEPRESS_EVERYTHING"))  # every variant on every mesh: three times as long
+EVERYTHING = bool(os.environ.get("FORGEPRESS_EVERYTHING"))  # every variant on every mesh: twice as long
+LEG = 2  # steps that one mesh trains
 
 
-def cases() -> list[Any]:
-    """Every technique on every mesh with its first settings; its further ones on three meshes each, in turn."""
-    meshes, found = list(MESHES), []
+def way(variant: int) -> list[str]:
+    """The meshes that a run goes through: all of them with a technique's first settings, else four, in turn."""
+    meshes = list(MESHES)
+    if variant == 0 or EVERYTHING:
+        return meshes
+    return [meshes[(3 * variant + further) % len(meshes)] for further in range(4)]
+
+
+def cases() -> Iterator[Any]:
+    """Every technique and variant with every mesh on its way."""
     for name, kind in techniques().items():
         for variant in range(len(kind.contract)):
-            some = {meshes[(3 * variant + further) % len(meshes)] for further in range(3)}
-            for mesh in meshes:
-                if variant == 0 or EVERYTHING or mesh in some:
-                    found.append(pytest.param(name, variant, mesh, id=f"{name}-{variant}-{mesh}"))
-    return found
+            for mesh in way(variant):
+                yield pytest.param(name, variant, mesh, id=f"{name}-{variant}-{mesh}")
 
 
 # Attention is between places of a row, of which the others' model has none.
@@ -40,23 +47,28 @@ MODELS = {
         "args": {"width": 8, "heads": 2},
     }
 }
-SAVE_AT, STEPS = 4, 8
 COSINE = {"schedule": {"name": "cosine"}}
 
 
 class StopHere(Exception):
-    """The first session ends in mid-ramp, right after its checkpoint."""
+    """A session ends as if the machine had gone, right after a checkpoint."""
 
 
-class Stopping(Traced):
+class Handing(Traced):
+    """Also writes the whole state down after every leg; ends with its first one where a mesh has only one."""
+
+    one_leg = True
+
     def _after_step(self, steps: Steps) -> None:
         super()._after_step(steps)
-        if self.step == SAVE_AT:
-            self.checkpoints.wait()
-            raise StopHere
+        if self.step % LEG == 0:
+            self._dump_state(f"end-of-leg-{self.step // LEG}")
+            if self.one_leg:
+                self.checkpoints.wait()
+                raise StopHere
 
 
-def config_of(technique: dict[str, Any], degrees: dict[str, int], folder: Path) -> dict[str, Any]:
+def config_of(technique: dict[str, Any], degrees: dict[str, int], folder: Path, steps: int) -> RunConfig:
     values = {
         "name": folder.name,
         "seed": 3,
@@ -65,45 +77,91 @@ def config_of(technique: dict[str, Any], degrees: dict[str, int], folder: Path) 
         "parallel": {**degrees, "microbatches": 2},
         # decay and momentum pull at masked weights: zeros must hold against them
         "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "clip_norm": 1.0} | COSINE,
-        "phases": [{"name": "compress", "steps": STEPS, "techniques": [technique]}],
-        "checkpoint": {"folder": str(folder.parent), "every": SAVE_AT, "keep_best": False},
+        "phases": [{"name": "compress", "steps": steps, "techniques": [technique]}],
+        "checkpoint": {"folder": str(folder.parent), "every": LEG, "keep_best": False},
     }
-    return RunConfig.model_validate(values).model_dump(mode="json")
+    return RunConfig.model_validate(values)
 
 
-def session(values: dict[str, Any], stop: bool) -> None:
+def session(values: dict[str, Any], one_leg: bool, nudge: bool) -> None:
     config = RunConfig.model_validate(values)
-    trainer = (Stopping if stop else Traced)(config, mesh=Mesh.build(config.parallel.degrees))
+    trainer = Handing(config, mesh=Mesh.build(config.parallel.degrees), nudge=nudge)
+    trainer.one_leg = one_leg
     try:
         trainer.fit()
     except StopHere:
-        assert stop
+        assert one_leg
 
 
-def run(values: dict[str, Any], *, stop: bool = False) -> Trace:
-    config = RunConfig.model_validate(values)
-    run_on_ranks(session, values, stop, ranks=config.parallel.ranks)
+def run(config: RunConfig, *, one_leg: bool = False, nudge: bool = False) -> Trace:
+    run_on_ranks(session, config.model_dump(mode="json"), one_leg, nudge, ranks=config.parallel.ranks)
     return read_trace(config.run_folder)
 
 
-def settings_of(name: str, variant: int) -> dict[str, Any]:
-    return {"name": name, **techniques()[name].contract[variant]}
+def leg_of(trace: Trace, number: int) -> Trace:
+    """What a trace holds of one leg, counted from 1: its steps, and the state at its end."""
+    steps = {step: at for step, at in trace.steps.items() if (step - 1) // LEG + 1 == number}
+    name = f"end-of-leg-{number}/"
+    tensors = {key: tensor for key, tensor in trace.tensors.items() if key.startswith(name)}
+    return Trace(steps=steps, tensors=tensors, start=trace.start)
 
 
-@functools.cache
-def alone(name: str, variant: int) -> Trace:
-    with tempfile.TemporaryDirectory() as folder:
-        return run(config_of(settings_of(name, variant), {}, Path(folder) / "alone"))
+@dataclass
+class Relay:
+    """One technique's run through its meshes, leg by leg as tests ask for them, and the run of one process."""
+
+    technique: dict[str, Any]
+    meshes: list[str]
+    folder: Path
+    alone: Trace = field(init=False)
+    done: int = 0
+    broken: str = ""
+    nudged: Trace | None = None
+
+    def __post_init__(self) -> None:
+        """Runs the one process."""
+        self.alone = run(self._config({}, "alone"))
+
+    def until(self, mesh: str) -> tuple[int, Trace]:
+        """The number of the mesh's leg and the trace of it; runs the legs that are missing up to it."""
+        number = self.meshes.index(mesh) + 1
+        while self.done < number:
+            assert not self.broken, f"the run broke before, on {self.broken}"
+            self.broken = self.meshes[self.done]
+            trace = run(self._config(MESHES[self.broken], "handed"), one_leg=True)
+            assert len(trace.steps) == LEG * (self.done + 1)
+            self.done, self.broken = self.done + 1, ""
+        return number, read_trace(self.folder / "handed")
+
+    def rounding(self, number: int) -> Difference:
+        """What one rounding error in each weight and step has grown to at the end of a leg."""
+        if self.nudged is None:
+            self.nudged = run(self._config({}, "nudged"), nudge=True)
+        return compare(leg_of(self.alone, number), leg_of(self.nudged, number))
+
+    def _config(self, degrees: dict[str, int], name: str) -> RunConfig:
+        return config_of(self.technique, degrees, self.folder / name, LEG * len(self.meshes))
 
 
-@pytest.mark.parametrize(("name", "variant", "mesh"), cases())
-def test_gives_the_result_of_one_process_also_when_another_mesh_goes_on(
-    name: str, variant: int, mesh: str, tmp_path: Path
+@pytest.fixture(scope="module")
+def relays(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Relay]:
+    class Relays(dict[tuple[str, int], Relay]):
+        def __missing__(self, key: tuple[str, int]) -> Relay:
+            name, variant = key
+            technique = {"name": name, **techniques()[name].contract[variant]}
+            self[key] = Relay(technique, way(variant), tmp_path_factory.mktemp("relay"))
+            return self[key]
+
+    return Relays()
+
+
+@pytest.mark.parametrize(("name", "variant", "mesh"), list(cases()))
+def test_gives_the_result_of_one_process_also_where_another_mesh_has_begun(
+    name: str, variant: int, mesh: str, relays: dict[tuple[str, int], Relay]
 ) -> None:
-    technique = settings_of(name, variant)
-    run(config_of(technique, MESHES[mesh], tmp_path / "run"), stop=True)
-    resumed = run(config_of(technique, MESHES[THEN[mesh]], tmp_path / "run"))
-    difference = compare(alone(name, variant), resumed)
-    assert difference.within(), difference
+    relay = relays[name, variant]
+    number, trace = relay.until(mesh)
+    difference = compare(leg_of(relay.alone, number), leg_of(trace, number))
+    assert difference.within() or difference.within(rounding=relay.rounding(number)), difference
     assert difference.masks == 0.0, difference
-    assert len(resumed.steps) == STEPS
+    assert len(leg_of(trace, number).steps) == LEG
