@@ -1,7 +1,7 @@
 """Does a small network learn CIFAR-10 better from a teacher than alone?
 
 Trains examples/cifar_distillation.yaml, with its teacher and without, with each seed. The teacher is the artifact of
-examples/cifar_vgg.yaml (the dense network of cifar_slimming.py). Finished runs are not trained again.
+examples/cifar_vgg.yaml. Finished runs are not trained again.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Is training on the grid better than quantizing afterwards, at 8, 4 and 2 bits of weights?
 
-Takes the network of examples/cifar_vgg.yaml (as cifar_slimming.py trains it) and, for each width and seed, trains
+Takes the network of examples/cifar_vgg.yaml and, for each width and seed, trains
 examples/cifar_quantization.yaml on, or only calibrates it. Activations have 8 bits. Finished runs are not repeated.
 """
 
