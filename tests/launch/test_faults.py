@@ -126,7 +126,7 @@ def test_an_exception_on_one_rank_ends_all_and_is_named(start: Start, tmp_path: 
 
 
 def test_stopped_twice_and_gone_on_with_the_run_ends_with_the_same_bits(start: Start, tmp_path: Path) -> None:
-    steps, folder = 300, tmp_path / "runs" / "stopped"
+    steps, folder = 160, tmp_path / "runs" / "stopped"
     for number in (signal.SIGTERM, signal.SIGINT):
         seen = set(folder.glob("checkpoints/step-*"))
         process = start("stopped", steps=steps)
