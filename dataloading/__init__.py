@@ -6,9 +6,14 @@ data rank's part of them, and prepares the next ones meanwhile.
 
 from .augment import Augment
 from .batch import Batch
+from .draws import Draws
 from .facts import facts
+from .lengths import Buckets
 from .load import load_source
 from .loader import Loader
+from .opening import as_source
+from .packing import Packing
+from .report import Report
 from .source import ArraySource, ColumnInfo, Source
 from .transform import Transform, transformed
 
@@ -16,10 +21,15 @@ __all__ = [
     "ArraySource",
     "Augment",
     "Batch",
+    "Buckets",
     "ColumnInfo",
+    "Draws",
     "Loader",
+    "Packing",
+    "Report",
     "Source",
     "Transform",
+    "as_source",
     "facts",
     "load_source",
     "transformed",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .split import mixed
+from .draws import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,10 @@ class Augment:
         if not isinstance(self.flip, bool):
             raise ConfigError(f"data.augment.flip={self.flip!r}; want true or false")
 
-    def __call__(self, pictures: Tensor, rows: np.ndarray, *, seed: int, epoch: int) -> Tensor:
+    def __call__(self, pictures: Tensor, rows: np.ndarray, *, seed: int, epoch: int | np.ndarray) -> Tensor:
         """[B, C, H, W] of the source's `rows` (int64 [B]) → the same shape and type, new memory.
+
+        epoch: of all rows or of each, int64 [B].
 
         raises: DataError for rows that are no pictures.
         """
@@ -49,9 +51,7 @@ class Augment:
                 f"data.augment on inputs of shape {list(pictures.shape[1:])}; want pictures [channels, height, width]: "
                 "leave out transform.flatten (models flatten by themselves), or data.augment"
             )
-        key = mixed(np.array([seed], np.uint64))
-        key = mixed(key ^ mixed(np.array([epoch], np.uint64)))
-        bits = mixed(key ^ mixed(rows.astype(np.uint64)))
+        bits = Draws(rows, seed=seed, epoch=epoch).bits()
         places = 2 * self.crop + 1
         down = ((bits & np.uint64(0xFFFF)) * np.uint64(places)) >> np.uint64(16)
         right = (((bits >> np.uint64(16)) & np.uint64(0xFFFF)) * np.uint64(places)) >> np.uint64(16)

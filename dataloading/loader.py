@@ -1,105 +1,153 @@
 """The loader: batches of one data rank, made ahead of the step, resumable at any step on any mesh."""
 
+import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from math import prod
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..errors import DataError
+from . import state as states
 from .augment import Augment
 from .batch import Batch
-from .device import placed, staged
-from .plan import Group, Plan, Tail
-from .prefetch import Prefetcher
-from .source import Source
+from .choice import choose_mode
+from .device import Placer
+from .faults import Substituting
+from .lengths import Buckets
+from .making import BatchFunction, Made, Maker
+from .meter import Meter
+from .mixing import MixedOrder
+from .opening import as_source
+from .ordering import make_order
+from .packing import PackedOrder, Packing
+from .plan import Plan, Position, Tail
+from .process import LoaderProcess, tasks
+from .report import Report, report_of
+from .ring import Ring
+from .settings import check
 
 _GROUP_BYTES = (
-    64 << 10
+    256 << 10
 )  # batches are read together up to this size (calls cost more than copies below it), ...
 _GROUP = 8  # ... but no more than so many
 _PLANNED = 64  # batches whose row numbers are worked out at one go: next to a step Python runs on cold caches
 _IN_STEP_BYTES = (
     4 << 20
 )  # a resident source's batch up to this size is copied in the step: a thread costs more
-_VERSION = 1
 
 
 class Loader:
-    """Batches of one data rank from a source. One consumer; every rank gets the same number of batches.
+    """Batches of one data rank. One consumer; every rank gets the same number of batches.
 
-    source:       rows by number.
+    source:       a `datasets.Dataset`, a dict of arrays, a Source, or several of these in a list.
     batch:        real rows of a global batch, over all data ranks; at least ranks × microbatches.
     rank, ranks:  this data rank and their number. Tensor, pipeline and context peers share one data rank.
-    seed, shuffle: the order of an epoch is a function of seed and epoch alone, whatever the mesh.
+    seed, shuffle: the order of an epoch is a function of seed and epoch alone, whatever the mesh. shuffle may be a
+                  number of blocks: then blocks are shuffled, and rows inside every so many of them (ParquetSource).
+    weights:      of several sources: their shares at every moment; empty: their sizes, all rows shuffled together.
+    buckets, pack: rows of like length side by side; documents packed into rows of one length.
     microbatches: pieces that the global batch is cut into before it is dealt to the ranks.
-    tail:         the last, shorter batch of an epoch: keep it, drop its rows, or pad it to a full batch's shape.
+    tail:         the last, shorter batch of an epoch: keep it, drop its rows, pad it to a full batch's shape, or wrap:
+                  fill it up with the epoch's first rows.
     pad_rows:     give every micro-batch of every rank the same number of rows, ceil(batch / (microbatches × ranks)).
-    prefetch:     read-ahead of the thread, in reads of one or a few batches; 0: no thread. Small batches of sources
-                  in memory are copied in the step itself, where that is cheaper than handing them over.
-    augment:      changes the pictures of the column inputs, another way in every epoch.
-    device:       where batches end up; CUDA batches go through page-locked memory without waiting.
+    augment, transform: changes the pictures of the column inputs; any function of a batch's columns (see
+                  `making.BatchFunction`). Random ones draw from (seed, epoch, row).
+    prefetch:     read-ahead, in reads of one or a few batches, which grows where it helps; 0: no thread. Small batches
+                  of sources in memory are copied in the step itself, where that is cheaper than handing them over.
+    threads:      that read and transform; empty: 2 where there are cores and the source allows it.
+    mode:         thread, process (one, for transforms that hold Python's lock), or auto, which measures.
+    budget:       bytes of batches that may lie ready.
+    on_error:     a row that cannot be read: raise, or substitute another fixed row for up to `most_errors` of them.
+    device:       where batches end up; to CUDA on a stream of their own, from page-locked memory.
     raises:       ConfigError for numbers that do not fit together; DataError when an epoch has no batch.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Any,
         *,
         batch: int,
         rank: int = 0,
         ranks: int = 1,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | int = True,
+        weights: Sequence[float] | None = None,
+        buckets: Buckets | None = None,
+        pack: Packing | None = None,
         microbatches: int = 1,
         tail: Tail = "keep",
         pad_rows: bool = False,
-        prefetch: int = 2,
         augment: Augment | None = None,
+        transform: BatchFunction | None = None,
+        prefetch: int = 2,
+        threads: int | None = None,
+        mode: Literal["auto", "thread", "process"] = "auto",
+        budget: int = 1 << 30,
+        on_error: Literal["raise", "substitute"] = "raise",
+        most_errors: int = 100,
         device: torch.device | str | None = None,
     ) -> None:
-        _check(
-            batch=batch,
-            rank=rank,
-            ranks=ranks,
-            seed=seed,
-            microbatches=microbatches,
-            tail=tail,
-            prefetch=prefetch,
-        )
-        self._source = source
-        self._plan = Plan(
-            rows=len(source), batch=batch, rank=rank, ranks=ranks, seed=seed, shuffle=shuffle,
-            microbatches=microbatches, tail=tail, pad_rows=pad_rows,
+        check(
+            batch=batch, rank=rank, ranks=ranks, seed=seed, shuffle=shuffle, microbatches=microbatches, tail=tail,
+            prefetch=prefetch, threads=threads, mode=mode, budget=budget, on_error=on_error, most_errors=most_errors,
         )  # fmt: skip
-        if not self._plan.batches:
+        self._meter = Meter()
+        self._source, order = make_order(
+            source,
+            as_source,
+            seed=seed,
+            shuffle=shuffle,
+            weights=weights,
+            buckets=buckets,
+            pack=pack,
+            batch=batch,
+        )
+        self._seed, self._shuffle = seed, shuffle
+        ragged = getattr(self._source, "ragged", None) and not isinstance(order, PackedOrder)
+        self._plan = Plan(
+            order=order, batch=batch, rank=rank, ranks=ranks, microbatches=microbatches, tail=tail, pad_rows=pad_rows,
+            lengths=self._source.lengths if ragged else None,  # type: ignore[attr-defined]
+        )  # fmt: skip
+        self._at = self._plan.next(Position(0, 0, 0, 0))
+        if self._at.epoch:
             raise DataError(
-                f"data: {len(source)} rows make no batch of {batch} with tail={tail}; give more rows, a smaller "
+                f"data: {len(self._source)} rows make no batch of {batch} with tail={tail}; give more rows, a smaller "
                 "data.batch, or tail: keep"
             )
         self._device = None if device is None else torch.device(device)
-        self._depth, self._augment = prefetch, augment
-        self._epoch = self._consumed = 0
-        self._waited = 0.0
-        self._ready: deque[Batch] = deque()
-        self._groups: Iterator[list[Batch]] | None = None
-        self._prefetcher: Prefetcher[list[Batch]] | None = None
+        on_cuda = self._device is not None and self._device.type == "cuda"
+        self._maker = Maker(
+            source=Substituting(self._source, most_errors, self._meter)
+            if on_error == "substitute"
+            else self._source,
+            seed=seed, meter=self._meter, augment=augment, transform=transform,
+            packed=order if isinstance(order, PackedOrder) else None, pinned=on_cuda,
+        )  # fmt: skip
+        self._placer = Placer(self._device) if self._device is not None and on_cuda else None
+        self._depth, self._threads, self._mode, self._budget = prefetch, threads, mode, budget
+        self._waited, self._began = 0.0, 0.0
+        self._ready: deque[Made] = deque()
+        self._work: Iterator[list[Made]] | None = None
+        self._ahead: Ring[Any, list[Made]] | LoaderProcess | None = None
         self._finalizer: weakref.finalize | None = None
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, the same on every rank."""
-        return self._plan.batches
+        """Batches of a whole epoch (of the present one where documents are packed), the same on every rank."""
+        return self._plan.batches(self._at.epoch)
+
+    @property
+    def source(self) -> Any:
+        """What is read."""
+        return self._source
 
     @property
     def epoch(self) -> int:
         """Epoch of the next batch, from 0."""
-        return self._epoch
+        return self._at.epoch
 
     @property
     def wait_seconds(self) -> float:
@@ -108,15 +156,18 @@ class Loader:
 
     @property
     def threaded(self) -> bool:
-        """Whether a thread makes batches ahead (chosen by source and size)."""
-        is_cheap = getattr(self._source, "resident", False) and self._row_bytes() <= _IN_STEP_BYTES
-        return self._depth > 0 and not (is_cheap and self._augment is None)
+        """Whether batches are made ahead by threads or a process (chosen by source and size)."""
+        is_plain = (
+            self._maker.augment is None and self._maker.transform is None and self._maker.packed is None
+        )
+        is_cheap = getattr(self._source, "resident", False) and self._batch_bytes() <= _IN_STEP_BYTES
+        return self._depth > 0 and not (is_cheap and is_plain and self._mode == "auto")
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches left in the current epoch; after its end the next call gives the next epoch."""
         while True:
             batch = self._take()
-            is_last = self._consumed == 0
+            is_last = self._at.epoch != batch.epoch
             yield batch
             if is_last:
                 return
@@ -128,148 +179,107 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the last batch handed out, as plain JSON values, equal on all ranks (under 1 KiB)."""
+        order = self._plan.order
+        mixed = {"mix": order.state(*self._at[::2])} if isinstance(order, MixedOrder) else {}
         return {
-            "version": _VERSION,
+            "version": states.VERSION,
             "fingerprint": self._source.fingerprint,
-            "rows": self._plan.rows,
-            "seed": self._plan.seed,
-            "shuffle": self._plan.shuffle,
-            "epoch": self._epoch,
-            "consumed": self._consumed,
+            "rows": len(self._source),
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+            "order": dict(order.describe()),
+            **mixed,
+            **self._at._asdict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the last batch of `state`, also with other ranks, micro-batches, batch size or prefetch.
+        """Go on after the last batch of `state`, also with other ranks, micro-batches, batch size, depth or mode.
 
-        Valid at any time; live iterators go on from the new position too.
+        Valid at any time; live iterators go on from the new position too. Other `weights` count from there on.
         raises: DataError for other data, another seed or another order: rows would be repeated and lost.
         """
-        mine = self.state_dict()
-        if missing := sorted(mine.keys() - state.keys()):
-            raise DataError(f"loader state lacks {', '.join(missing)}; want what Loader.state_dict gave")
-        wanted = {
-            "version": "this state is of another version; resume with the version that wrote it",
-            "fingerprint": "the data have changed since; put back the data that the run began with, or begin anew",
-            "rows": "the data have changed since; put back the data that the run began with, or begin anew",
-            "seed": "the order would be another one; set seed back, or begin anew",
-            "shuffle": "the order would be another one; set data.shuffle back, or begin anew",
-        }
-        for key, advice in wanted.items():
-            if state[key] != mine[key]:
-                raise DataError(f"loader state has {key} {state[key]}, this run has {mine[key]}: {advice}")
-        epoch, consumed = state["epoch"], state["consumed"]
-        if (
-            type(epoch) is not int
-            or type(consumed) is not int
-            or epoch < 0
-            or not 0 <= consumed <= self._plan.rows
-        ):
-            raise DataError(
-                f"loader state has epoch {epoch!r} and consumed {consumed!r}; want 0 or more, and at most "
-                f"{self._plan.rows} rows consumed: the checkpoint is damaged"
-            )
+        order, at = states.resume(self._plan.order, state, self.state_dict())
         self.close()
-        self._epoch, self._consumed = self._plan.next(epoch, consumed)
+        self._plan = states.with_order(self._plan, order)
+        self._at = self._plan.next(at)
+
+    def report(self) -> Report:
+        """Where time and bytes went since the loader began, and which stage binds."""
+        return report_of(self._meter, self._ahead, waited=self._waited, began=self._began)
 
     def close(self) -> None:
-        """End the thread and drop what was prefetched; the position stays, and the loader can be used again."""
+        """End threads or process and drop what was prefetched; the position stays, and the loader can be used again."""
         if self._finalizer is not None:
             self._finalizer()
-        self._prefetcher = self._finalizer = self._groups = None
+        self._ahead = self._finalizer = self._work = None
         self._ready.clear()
+        if self._placer is not None:
+            self._placer.clear()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _take(self) -> Batch:
-        if not self._ready:
-            begin = perf_counter()
-            self._ready.extend(self._next_group())
-            self._waited += perf_counter() - begin
-        batch = self._ready.popleft()
-        self._epoch, self._consumed = self._plan.next(batch.epoch, self._consumed + batch.global_rows)
-        return batch if self._device is None else placed(batch, self._device)
+        begin = perf_counter()
+        self._began = self._began or begin
+        made = self._placer.next(self._next) if self._placer is not None else self._next()
+        self._waited += perf_counter() - begin
+        self._at = made.after
+        return made.batch
 
-    def _next_group(self) -> list[Batch]:
+    def _next(self) -> Made:
+        if not self._ready:
+            self._ready.extend(self._next_group())
+        return self._ready.popleft()
+
+    def _next_group(self) -> list[Made]:
         try:
-            if self._prefetcher is not None:
-                return self._prefetcher.get()
-            if self._groups is None:
+            if self._ahead is not None:
+                return self._ahead.get()
+            if self._work is None:
                 self._start()
                 return self._next_group()
-            return next(self._groups)
+            return next(self._work)
         except BaseException:
             self.close()  # a generator that raised is over: the next call begins anew at the same position
             raise
 
     def _start(self) -> None:
-        size = min(max(_GROUP_BYTES // max(self._row_bytes(), 1), 1), _GROUP, self._plan.batches)
-        planned = self._plan.groups(self._epoch, self._consumed, max(_PLANNED // size, 1) * size)
-        change = partial(_augmented, self._augment, self._plan.seed) if self._augment else None
-        self._groups = _read(self._source, planned, size, self._device, change)
-        if self.threaded:
-            self._prefetcher = Prefetcher(self._groups, depth=self._depth)
-            # Also called when the loader is dropped or the interpreter ends.
-            self._finalizer = weakref.finalize(self, self._prefetcher.stop)
-
-    def _row_bytes(self) -> int:
-        """Bytes of a full batch of this rank."""
-        row = sum(prod(info.shape) * info.dtype.itemsize for info in self._source.columns.values())
-        return row * len(self._plan.part(self._plan.batch).positions)
-
-
-def _read(
-    source: Source,
-    planned: Iterator[Group],
-    size: int,
-    device: torch.device | None,
-    change: Callable[[dict[str, Tensor], np.ndarray, int], dict[str, Tensor]] | None,
-) -> Iterator[list[Batch]]:
-    """Up to ``size`` batches at a time from one gather; a function, so that the thread holds no loader."""
-    for group in (piece for plan in planned for piece in plan.pieces(size)):
-        single = len(group.rows) == 1
-        rows = group.rows[0] if single else np.concatenate(group.rows)
-        columns = source.gather(rows)
-        gathered = staged(change(columns, rows, group.epoch) if change else columns, device)
-        if single:
-            pieces = [gathered]
+        size = 1
+        if self._plan.lengths is None:
+            size = min(max(_GROUP_BYTES // max(self._batch_bytes(), 1), 1), _GROUP, len(self))
+        sizes = (size, max(_PLANNED // size, 1) * size)
+        self._work = map(self._maker, tasks(self._plan, self._at, sizes))
+        if not self.threaded:
+            return
+        threads = self._threads or (2 if (os.cpu_count() or 1) > 1 else 1)
+        if not getattr(self._source, "concurrent", False):
+            threads = 1
+        mode = choose_mode(self._mode, self._maker, tasks(self._plan, self._at, sizes), threads)
+        if mode == "process":
+            self._ahead = LoaderProcess(
+                self._maker, self._plan, self._at, sizes=sizes, threads=threads,
+                depth=max(2 * self._depth, 4), budget=self._budget,
+            )  # fmt: skip
         else:
-            sizes = [len(rows) for rows in group.rows]
-            split = {name: tensor.split(sizes) for name, tensor in gathered.items()}
-            pieces = [{name: tensors[at] for name, tensors in split.items()} for at in range(len(sizes))]
-        yield [
-            Batch(columns, part.valid, real, group.epoch, group.index + at, torch.from_numpy(rows))
-            for at, (columns, part, real, rows) in enumerate(
-                zip(pieces, group.parts, group.real, group.rows, strict=True)
-            )
-        ]
+            groups, budget = tasks(self._plan, self._at, sizes), self._budget
+            self._ahead = Ring(
+                groups, self._maker, threads=min(threads, self._depth), depth=self._depth,
+                most=lambda made: budget // max(_bytes_of(made), 1),
+            )  # fmt: skip
+        # Also called when the loader is dropped or the interpreter ends.
+        self._finalizer = weakref.finalize(self, self._ahead.stop)
+
+    def _batch_bytes(self) -> int:
+        """Bytes of a full batch of this rank."""
+        rows = len(self._plan.part(self._plan.batch).positions)
+        if isinstance(self._plan.order, PackedOrder):
+            return rows * self._plan.order.packing.length * 12
+        return rows * sum(prod(info.shape) * info.dtype.itemsize for info in self._source.columns.values())
 
 
-def _augmented(
-    augment: Augment, seed: int, columns: dict[str, Tensor], rows: np.ndarray, epoch: int
-) -> dict[str, Tensor]:
-    if "inputs" not in columns:
-        raise DataError(f"data.augment changes the column inputs; the data have {', '.join(columns)}")
-    return {**columns, "inputs": augment(columns["inputs"], rows, seed=seed, epoch=epoch)}
-
-
-def _check(**given: Any) -> None:
-    for name, least in (
-        ("batch", 1),
-        ("ranks", 1),
-        ("microbatches", 1),
-        ("rank", 0),
-        ("seed", 0),
-        ("prefetch", 0),
-    ):
-        if isinstance(given[name], bool) or not isinstance(given[name], int) or given[name] < least:
-            raise ConfigError(f"data: {name}={given[name]!r}; want a whole number, {least} or more")
-    if given["rank"] >= given["ranks"]:
-        raise ConfigError(
-            f"data: rank={given['rank']} of ranks={given['ranks']}; want 0 to {given['ranks'] - 1}"
-        )
-    if given["tail"] not in ("keep", "drop", "pad"):
-        raise ConfigError(f"data.tail={given['tail']!r}; want keep, drop or pad")
-    pieces = given["ranks"] * given["microbatches"]
-    if given["batch"] < pieces:
-        raise ConfigError(
-            f"data.batch={given['batch']} is dealt to {given['ranks']} data ranks × {given['microbatches']} "
-            f"micro-batches; want at least {pieces}, so that each has a row"
-        )
+def _bytes_of(made: list[Made]) -> int:
+    return sum(tensor.nbytes for one in made for tensor in one.batch.columns.values())

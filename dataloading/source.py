@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .fingerprint import of_arrays
+from .mapped import Make
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class ColumnInfo:
 class Source(Protocol):
     """Rows by number, whole batches at a time. Anything with these four can be loaded.
 
-    A source may also have `resident = True`: its gather only copies memory, so that a thread of its own would cost more
-    than it hides. `gather` is called by one thread at a time.
+    A source may also say: `resident = True`, its gather only copies memory, so that a thread of its own would cost more
+    than it hides; `concurrent = True`, several threads may call gather at once; `reuses = True`, gather takes a second
+    argument `make(shape, dtype)` that gives the memory of a batch; `holds_lock = True`, gather keeps Python's lock;
+    `blocks`, first rows of what is read at once and the number of rows; `ragged`, a column whose rows have `lengths`.
     """
 
     @property
@@ -63,6 +66,7 @@ class ArraySource:
     """
 
     resident = True
+    concurrent = reuses = True
 
     def __init__(
         self,
@@ -86,10 +90,15 @@ class ArraySource:
     def __len__(self) -> int:
         return self._rows
 
-    def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
+    def gather(self, rows: np.ndarray, make: Make | None = None) -> dict[str, Tensor]:
         """Column → [len(rows), …], copied. IndexError for a row that is not there."""
         index = torch.from_numpy(rows)
-        return {name: tensor.index_select(0, index) for name, tensor in self.tensors.items()}
+        if make is None:
+            return {name: tensor.index_select(0, index) for name, tensor in self.tensors.items()}
+        return {
+            name: torch.index_select(tensor, 0, index, out=make((len(rows), *tensor.shape[1:]), tensor.dtype))
+            for name, tensor in self.tensors.items()
+        }
 
 
 def _tensor(name: str, array: Any) -> Tensor:

@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .arrow import TEXT_VOCABULARY, to_tensor
 from .cache import CachedSource, bytes_of
 from .fingerprint import combined, of_files
-from .images import decode, is_images
 from .quiet import quiet
-from .source import ArraySource, ColumnInfo, Source
+from .rows import TableSource
+from .source import ArraySource, Source
 from .split import Split, split_rows
 from .tokens import Tokenizer
 
 FORMATS = ("parquet", "json", "csv", "lines", "arrow")
-_BYTES = ("<pad>", *(f"<0x{byte:02X}>" for byte in range(TEXT_VOCABULARY - 1)))
 KEPT_BYTES = 1 << 30  # tables up to this size are held in memory as tensors
 
 
@@ -84,64 +81,6 @@ def table_source(
     )
 
 
-class TableSource:
-    """Rows of a `datasets.Dataset`, read through Arrow a batch at a time.
-
-    rows:  row numbers of the dataset that this source consists of.
-    names: column of the dataset → name here.
-    vocabulary: the tokens that the numbers stand for, where the table holds tokens already.
-    """
-
-    def __init__(
-        self,
-        table: Any,
-        rows: np.ndarray,
-        names: dict[str, str],
-        *,
-        length: int | None,
-        fingerprint: str,
-        vocabulary: tuple[str, ...] | None = None,
-    ) -> None:
-        self._table = table.select_columns(list(names)).with_format("arrow")
-        self._rows, self._names, self._length, self.fingerprint = rows, names, length, fingerprint
-        self._like: dict[str, Tensor] = {}
-        first = self.gather(np.zeros(1, dtype=np.int64))
-        self.columns = {name: ColumnInfo.of(tensor) for name, tensor in first.items()}
-        kinds = {names[field.name]: field.type for field in self._table.data.schema if field.name in names}
-        pictures = [name for name, kind in kinds.items() if is_images(kind)]
-        self._like = {name: first[name][0] for name in pictures}
-        self.has_images = bool(pictures)
-        self.classes = _classes(table, names)
-        is_text = getattr(_feature(table, names, "inputs"), "dtype", None) in ("string", "large_string")
-        self.vocabulary = vocabulary or (_BYTES if is_text else None)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Column → [len(rows), …]. DataError for a row whose shape is not that of row 0."""
-        if not len(rows):
-            return {name: tensor[:0] for name, tensor in self.gather(np.zeros(1, dtype=np.int64)).items()}
-        chosen = self._rows[rows]
-        table = self._table[chosen.tolist()]
-        columns = {name: self._tensor(table.column(old), name, chosen) for old, name in self._names.items()}
-        for name, tensor in columns.items():
-            wanted = self.columns[name].shape if hasattr(self, "columns") else tuple(tensor.shape[1:])
-            if tuple(tensor.shape[1:]) != wanted:
-                raise DataError(
-                    f"column {name!r}: rows {chosen[:3].tolist()}… have shape {tuple(tensor.shape[1:])}, row "
-                    f"{self._rows[0]} has {wanted}; want one shape: pad or cut first, for example with datasets.map"
-                )
-        return columns
-
-    def _tensor(self, column: Any, name: str, rows: np.ndarray) -> Tensor:
-        if is_images(column.type):
-            like = self._like.get(name)
-            return decode(column.to_pylist(), name=name, rows=rows.tolist(), like=like)
-        tensor = to_tensor(name, column, length=self._length)
-        return tensor.long() if name == "targets" and not tensor.is_floating_point() else tensor
-
-
 def _read(kind: str, files: list[Path], split: Split, separator: str | None) -> tuple[Any, bool]:
     """The dataset, and whether it is this split already."""
     import datasets
@@ -193,21 +132,6 @@ def _names_of_columns(
     if inputs is not None and inputs == targets:
         raise ConfigError(f"data.inputs and data.targets are both {inputs!r}; want two columns")
     return wanted or {name: name for name in have}
-
-
-def _classes(table: Any, names: dict[str, str]) -> int | None:
-    """Of integer targets: as the file says, else the largest in any split + 1."""
-    import pyarrow.compute as compute
-
-    old = next((old for old, new in names.items() if new == "targets"), None)
-    if old is None or not str(table.data.schema.field(old).type).startswith(("int", "uint")):
-        return None
-    said = getattr(table.features[old], "num_classes", None)
-    return said or compute.call_function("max", [table.data.column(old)]).as_py() + 1
-
-
-def _feature(table: Any, names: dict[str, str], name: str) -> Any:
-    return next((table.features[old] for old, new in names.items() if new == name), None)
 
 
 def _names(files: Sequence[Path]) -> str:

@@ -66,6 +66,7 @@ class WindowSource:
     """Rows of `length` consecutive tokens from narrow integers, widened as they are gathered."""
 
     resident = True
+    concurrent = True
 
     def __init__(self, tokens: Tensor, length: int, *, fingerprint: str, vocabulary: tuple[str, ...]) -> None:
         self._rows = (len(tokens) - 1) // length

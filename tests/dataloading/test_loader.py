@@ -195,7 +195,7 @@ def test_changed_data_are_refused_with_both_fingerprints(numbered):
     [
         ({"seed": 1}, "seed"),
         ({"shuffle": False}, "shuffle"),
-        ({"consumed": 21}, "consumed"),
+        ({"consumed": 21}, "consumed 21 of window 0"),
         ({"consumed": "3"}, "consumed"),
         ({"epoch": -1}, "epoch"),
         ({"version": 99}, "version"),
@@ -252,7 +252,7 @@ def test_handed_out_rows_are_copies(numbered):
         ({"batch": 0}, "batch=0"),
         ({"batch": 4, "rank": 2, "ranks": 2}, "want 0 to 1"),
         ({"batch": 7, "ranks": 4, "microbatches": 2}, "at least 8"),
-        ({"batch": 4, "tail": "wrap"}, "keep, drop or pad"),
+        ({"batch": 4, "tail": "turn"}, "keep, drop, pad or wrap"),
         ({"batch": 4, "seed": -1}, "seed=-1"),
         ({"batch": 4, "prefetch": -1}, "prefetch=-1"),
     ],

@@ -1,0 +1,128 @@
+"""Encoded pictures into a batch's own memory, without the interpreter lock where simplejpeg is installed."""
+
+from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .mapped import Make
+
+Content = bytes | memoryview
+
+
+def is_images(kind: Any) -> bool:
+    """Whether an Arrow type is what Hugging Face `datasets` stores pictures as: struct{bytes, path}."""
+    import pyarrow as pa
+
+    return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+
+
+def holds_lock() -> bool:
+    """Whether decoding keeps other Python code waiting: Pillow does, simplejpeg does not."""
+    return _jpeg() is None
+
+
+def decode(
+    pictures: Sequence[Content | None],
+    *,
+    name: str,
+    rows: Sequence[int],
+    make: Make,
+    like: Tensor | None = None,
+) -> Tensor:
+    """uint8 [pictures, channels, height, width] (channels last in memory) of encoded pictures.
+
+    Grey pictures have one channel, all others become RGB. `like` (one picture's tensor) or else the first picture
+    says how many channels all have, and their size.
+    raises: DataError naming the row for a picture that is missing, damaged or of another size.
+    cost:   JPEG of 64 × 64 pixels on one core: simplejpeg 20 µs, Pillow 90 µs.
+    """
+    out = None if like is None else _room(len(pictures), tuple(like.shape), make)
+    for number, (content, row) in enumerate(zip(pictures, rows, strict=True)):
+        where = f"column {name!r}, row {row}"
+        if content is None:
+            raise DataError(f"{where}: no picture; want its bytes or path in every row: drop such rows")
+        into = None if out is None else out[number].numpy()
+        pixels = _pixels(content, into, where)
+        if out is None:
+            out = _room(len(pictures), (pixels.shape[2], *pixels.shape[:2]), make)
+            into = out[number].numpy()
+        assert into is not None
+        if pixels.shape != into.shape:
+            raise DataError(
+                f"{where}: a picture of {pixels.shape[0]}×{pixels.shape[1]} pixels, others have "
+                f"{into.shape[0]}×{into.shape[1]}; resize them to one size first, for example with datasets.map"
+            )
+        if pixels is not into:
+            into[:] = pixels
+    return torch.empty(0, 1, 1, 1, dtype=torch.uint8) if out is None else out.permute(0, 3, 1, 2)
+
+
+def _room(count: int, shape: tuple[int, ...], make: Make) -> Tensor:
+    """[count, height, width, channels] for pictures of `shape` (channels, height, width)."""
+    return make((count, *shape[1:], shape[0]), torch.uint8)
+
+
+def _pixels(content: Content, into: np.ndarray | None, where: str) -> np.ndarray:
+    """uint8 [height, width, channels]; `into` itself where the picture was decoded straight into it."""
+    jpeg = _jpeg()
+    if jpeg is not None and bytes(content[:2]) == b"\xff\xd8":
+        try:
+            if into is not None:
+                height, width, space, _ = jpeg.decode_jpeg_header(content)
+                wanted = "GRAY" if into.shape[2] == 1 else "RGB"
+                if (height, width) == into.shape[:2] and space in ("Gray", "YCbCr", "RGB"):
+                    jpeg.decode_jpeg(content, wanted, buffer=into)
+                    return into
+            # Anything unusual (another size, four colours, damage) is told or mended by Pillow below.
+        except ValueError:
+            pass
+    return _with_pillow(content, None if into is None else into.shape[2], where)
+
+
+def _with_pillow(content: Content, channels: int | None, where: str) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"{where}: pictures need Pillow ({error}); run: pip install pillow") from None
+    try:
+        with Image.open(BytesIO(content)) as image:
+            grey = channels == 1 or (channels is None and image.mode in ("1", "L"))
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    # Pillow's own errors are OSErrors, of PNG SyntaxErrors
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{where}: the picture cannot be read ({error}); mend or drop it") from None
+    return pixels[:, :, None] if grey else pixels
+
+
+@cache
+def _jpeg() -> Any:
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def contents_of(
+    pictures: Sequence[dict[str, Any] | None], *, name: str, rows: Sequence[int]
+) -> list[Content | None]:
+    """The encoded bytes of {bytes, path} dicts; bytes win, a path is read. raises: DataError naming the row."""
+    found: list[Content | None] = []
+    for picture, row in zip(pictures, rows, strict=True):
+        content, place = (picture or {}).get("bytes"), (picture or {}).get("path")
+        if content is None and place:
+            try:
+                with open(place, "rb") as file:
+                    content = file.read()
+            except OSError as error:
+                raise DataError(
+                    f"column {name!r}, row {row}: the picture cannot be read ({error}); mend or drop it"
+                ) from None
+        found.append(content)
+    return found
