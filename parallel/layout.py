@@ -7,6 +7,27 @@ TENSOR_STYLES = ("column", "row", "replicate")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Links:
+    """Modules between which a model may be cut; its forward may do more than call them one after the other.
+
+    What runs before the first link goes with it, what runs after the last goes with that. Between two links nothing
+    passes but the one tensor and what can be computed anew from the model's inputs (masks, positions).
+    """
+
+    names: tuple[str, ...]
+    """In execution order; each is called once, with what the one before has returned as its first argument."""
+
+    lengths: Mapping[str, int]
+    """Link → 0 where it returns a tensor, else the length of the tuple whose first entry is the tensor."""
+
+    users: Mapping[str, tuple[int, ...]]
+    """Parameter, all its names → numbers of the links whose stage computes with it; several: a tied one."""
+
+    costs: tuple[float, ...]
+    """Forward FLOPs from each link to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """How a model may be cut: along its depth (pipeline), its matrices (tensor) and its memory (shard)."""
 
@@ -21,6 +42,14 @@ class Layout:
     divisible: Mapping[str, int] = field(default_factory=dict)
     """Numbers that the tensor axis must divide, by the name a person knows: {"attention heads": 6}."""
 
+    links: Links | None = None
+    """Where a model without `order` may be cut into stages (see `find_links`)."""
+
     units: tuple[str, ...] = ()
     """Globs of modules that become one FSDP unit each (gathered and freed together). Empty: the members of
     `order` that have parameters."""
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """The modules between which stages may begin; empty: not known."""
+        return self.order or (self.links.names if self.links is not None else ())

@@ -1,7 +1,8 @@
 """Cutting the rows of a step into micro-batches, the same ones on every mesh."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class InHand:
     def __init__(self) -> None:
         self.columns: Mapping[str, Tensor] = {}
         self.valid: Tensor | None = None  # bool [rows], False = a padding row; None = all are real
+        self.inputs: Callable[[Mapping[str, Tensor]], Any] = dict  # columns → what the model is called with
         self.seed = (
             1.0  # gradient of the loss from which the backward starts (torch DDP divides by the ranks)
         )

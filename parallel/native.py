@@ -52,7 +52,19 @@ class NativeEngine:
             self.parts, self._whole = here.parts, here.wholes
             self.now, self._pipeline = here.now, here.pipeline
         self._first = self._whole[0]
-        self._parameters = {name: p for part in self.parts for name, p in part.named_parameters()}
+        self._parameters = self._owned()
+
+    def _owned(self) -> dict[str, nn.Parameter]:
+        """What is held here; a tied parameter is its owner's only, stages that follow have it on loan."""
+        stages = range(len(self.parts)) if self._pipeline is None else self._pipeline.here
+        tied = None if self._pipeline is None else self._pipeline.followers
+        loans = set() if tied is None else tied.loans
+        return {
+            name: parameter
+            for stage, part in zip(stages, self.parts, strict=True)
+            for name, parameter in part.named_parameters()
+            if (stage, name) not in loans
+        }
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name → parameter, of what is held here: plain tensors, or DTensors where they are divided.

@@ -13,11 +13,13 @@ from torch.distributed.pipelining.schedules import _ComputationType as _Kind
 
 from ..errors import ConfigError
 from .layout import Layout
+from .linked import LinkedShadow, sendable
 from .mesh import Mesh
 from .microbatches import InHand, Piece, cut
 from .schedules import SCHEDULES, STAGES_PER_RANK, check_schedule, home_of_outputs, stages_of
 from .shadow import Shadow, share_tensors
 from .split import balanced, by_hand, parameter_costs
+from .ties import Followers
 
 
 def plan_stages(
@@ -39,12 +41,12 @@ def plan_stages(
     """
     if schedule not in SCHEDULES:
         raise ConfigError(f"parallel.schedule={schedule!r}: want one of {', '.join(SCHEDULES)}")
-    order = layout.order
+    order = layout.cuts
     if not order:
         names = [name for name, _ in model.named_modules() if name]
         raise ConfigError(
             f"parallel.pipeline={mesh.pipeline}: nobody has said in which order this model runs its modules; give "
-            "its layout an `order` of modules that each take one tensor and give one; the model has "
+            "its layout an `order` of modules that each take one tensor and give one, or `links`; the model has "
             + ", ".join(names)
         )
     several = SCHEDULES[schedule].several
@@ -58,7 +60,8 @@ def plan_stages(
     if stages is not None:
         lengths = by_hand(order, stages)
     else:
-        costs = parameter_costs(model, order) if costs is None else costs
+        if costs is None:
+            costs = layout.links.costs if layout.links is not None else parameter_costs(model, order)
         if len(costs) != len(order):
             raise ConfigError(
                 f"{len(costs)} costs for {len(order)} modules; want one for each member of the order"
@@ -82,25 +85,34 @@ def _divided(names: Sequence[str]) -> str:
     )
 
 
-def check_separable(model: nn.Module, stages: Sequence[Sequence[str]]) -> None:
-    """raises ConfigError where a parameter or buffer belongs to no stage, or a parameter to two (tied)."""
+def users_of(model: nn.Module, layout: Layout, stages: Sequence[Sequence[str]]) -> dict[str, list[int]]:
+    """Parameter, under all its names → the stages that compute with it.
+
+    raises: ConfigError where a parameter or buffer belongs to no stage.
+    """
+    if not layout.order:
+        assert layout.links is not None
+        number = {name: stage for stage, names in enumerate(stages) for name in names}
+        home = [number[name] for name in layout.links.names]
+        return {name: sorted({home[link] for link in links}) for name, links in layout.links.users.items()}
     homes: dict[int, set[int]] = {}
     for number, names in enumerate(stages):
         for name in names:
             module = model.get_submodule(name)
             for tensor in (*module.parameters(), *module.buffers()):
                 homes.setdefault(id(tensor), set()).add(number)
+    users: dict[str, list[int]] = {}
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
-        at = homes.get(id(tensor), set())
-        if not at:
+        if id(tensor) not in homes:
             raise ConfigError(
                 f"pipeline: {name} is in no module of the layout's order, so no stage would have it"
             )
-        if len(at) > 1:
-            raise ConfigError(
-                f"pipeline: {name} is tied across stages {sorted(at)}; each stage would train a copy of its own; "
-                "untie it (tie_word_embeddings: false) or use pipeline=1"
-            )
+        users[name] = [
+            number
+            for number, names in enumerate(stages)
+            if any(name.startswith(f"{one}.") or name == one for one in names)
+        ]
+    return users
 
 
 def make_part(model: nn.Module, names: Sequence[str], order: Sequence[str], *, last: bool) -> nn.Module:
@@ -117,7 +129,7 @@ def make_part(model: nn.Module, names: Sequence[str], order: Sequence[str], *, l
     def forward(x: Tensor) -> Tensor:
         for name in names:  # looked up anew: FSDP and tensor parallelism may replace what a name stands for
             x = part.get_submodule(name)(x)
-        return x if last else x.contiguous()  # gloo sends contiguous tensors only
+        return x if last else sendable(x)
 
     part.forward = forward
     return part
@@ -163,20 +175,25 @@ class Pipeline:
         self,
         parts: Sequence[nn.Module],
         stages: Sequence[Sequence[str]],
-        shadow: Shadow,
+        shadow: Shadow | LinkedShadow,
         mesh: Mesh,
         now: InHand,
         *,
         schedule: str,
         microbatches: int,
+        elsewhere: Sequence[set[str]] | None = None,
+        followers: Followers | None = None,
     ) -> None:
+        """elsewhere: of each part, the names of modules in it that do nothing there.   followers: tied parameters."""
+        self.followers = followers
         self._parts, self._shadow, self._mesh, self._now = parts, shadow, mesh, now
         self._ends = [sum(map(len, stages[: number + 1])) for number in range(len(stages))]
         self._kind, self._microbatches = schedule, microbatches
         here = stages_of(schedule, mesh.pipeline, len(stages))[mesh.coordinates["pipeline"]]
-        self._here, self.home_of_outputs = here, home_of_outputs(schedule, mesh.pipeline)
+        self.here, self.home_of_outputs = here, home_of_outputs(schedule, mesh.pipeline)
         everything = {name for names in stages for name in names}
-        self.elsewhere = [everything - set(stages[number]) for number in here]  # of each part: stand-ins only
+        alone = [everything - set(stages[number]) for number in here]
+        self.elsewhere = list(elsewhere) if elsewhere is not None else alone  # of each part: stand-ins only
         self._schedules: dict[Any, Any] = {}
         self._step = _Step([], None)
 
@@ -189,6 +206,8 @@ class Pipeline:
         args = (x,) if self._mesh.first_stage else ()
         number = torch.arange(self._microbatches)  # the "target": which micro-batch the loss is of
         schedule.step(*args, target=number, losses=losses, return_outputs=False)
+        if self.followers is not None:
+            self.followers.give_back()
         self._step = _Step([], None)
         zero = torch.zeros((), dtype=torch.float64, device=self._mesh.device)
         return torch.stack([value.detach().double() for value in losses]).sum() if losses else zero
@@ -202,8 +221,8 @@ class Pipeline:
         return outputs
 
     def _prepare(self, columns: Mapping[str, Tensor], valid: Tensor | None, inputs: Any, loss: Any) -> Any:
-        x = inputs(columns)
-        if isinstance(x, Mapping) and len(x) == 1:
+        x = named = inputs(columns)
+        if isinstance(x, Mapping) and (len(x) == 1 or isinstance(self._shadow, LinkedShadow)):
             x = next(iter(x.values()))
         if not isinstance(x, Tensor):
             raise ConfigError(
@@ -217,15 +236,20 @@ class Pipeline:
             )
         rows = len(x) // self._microbatches
         self._step = _Step(cut(columns, valid, [rows] * self._microbatches), loss)
+        self._now.inputs = inputs
+        if self.followers is not None:
+            self.followers.follow()
+        shapes = [(y.dtype, y.shape[1:]) for y in (named.values() if isinstance(named, Mapping) else [x])]
         key = (
-            x.dtype,
             rows,
-            x.shape[1:],
+            *shapes,
             loss is not None,
             torch.is_autocast_enabled(self._mesh.device.type),
         )
         if key not in self._schedules:
-            self._schedules[key] = self._make_schedule(x[:rows], with_loss=loss is not None)
+            self._schedules[key] = self._make_schedule(
+                x[:rows], inputs(self._step.pieces[0].columns), with_loss=loss is not None
+            )
         return self._schedules[key], x
 
     def _before(self, number: int) -> None:
@@ -237,19 +261,19 @@ class Pipeline:
         assert self._step.loss is not None
         return self._step.loss(outputs, piece.columns, piece.valid)
 
-    def _make_schedule(self, x: Tensor, *, with_loss: bool) -> Any:
+    def _make_schedule(self, x: Tensor, inputs: Any, *, with_loss: bool) -> Any:
         """A schedule for micro-batches shaped as `x`. What flows between stages is found on shapes alone: torch
         would find it by running the stages on real and on uninitialised memory, which ruins running averages."""
         with torch.set_grad_enabled(with_loss):
-            flow = self._shadow.run(x)
-        cuts = [flow[0], *(flow[end] for end in self._ends)]
+            flow = self._shadow.run(inputs) if isinstance(self._shadow, LinkedShadow) else self._shadow.run(x)
+        cuts = [x, *(flow[end] for end in self._ends)]
         edges = [
             torch.empty(t.shape, dtype=t.dtype, device="meta", requires_grad=t.requires_grad and with_loss)
             for t in cuts
         ]
         mesh, local = self._mesh, []
         for index, part in enumerate(self._parts):
-            number = self._here[index]
+            number = self.here[index]
             stage = _Stage(
                 part,
                 number,

@@ -12,12 +12,14 @@ from .batchnorm import make_global
 from .data_parallel import Replicas, WholeModel, same_start
 from .fully_sharded import Sharded, shard_parameters
 from .layout import Layout
+from .linked import LinkedShadow, make_linked_part
 from .mesh import Mesh
 from .microbatches import InHand
-from .pipeline import Pipeline, check_separable, make_part, plan_stages
+from .pipeline import Pipeline, make_part, plan_stages, users_of
 from .schedules import stages_of
 from .shadow import Shadow
 from .tensor import divide, open_after, resolve_plan
+from .ties import Followers, find_ties, own_copy
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def spread(
 ) -> Spread:
     """Take `model` apart for this rank. Everything that can be wrong is found before anything is communicated."""
     plan = resolve_plan(model, layout, mesh.tensor) if mesh.tensor > 1 else {}
-    opened = open_after(model, layout.order or tuple(name for name, _ in model.named_children()), plan)
+    opened = open_after(model, layout.cuts or tuple(name for name, _ in model.named_children()), plan)
     gathered = set(next(reversed(opened.values()), []))  # columns that no row makes whole again
     if mesh.pipeline == 1:
         now, pipeline, parts = make_global(model, mesh), None, [model]
@@ -48,15 +50,48 @@ def spread(
         microbatches=microbatches,
         stages=stages,
         costs=costs,
-        whole=[name for name in layout.order[:-1] if opened[name]],
+        whole=[name for name in layout.cuts[:-1] if opened[name]],
     )
-    check_separable(model, names)
-    shadow = Shadow(model, layout.order)  # taken before anything that communicates is put into the model
+    users = users_of(model, layout, names)
+    ties = find_ties(model, users)
+    linked = layout.links if not layout.order else None
+    # The shadow is taken before anything that communicates is put into the model.
+    shadow = Shadow(model, layout.order) if linked is None else LinkedShadow(model, linked)
     now = make_global(model, mesh)
-    here = stages_of(schedule, mesh.pipeline, len(names))[mesh.coordinates["pipeline"]]
-    parts = [make_part(model, names[s], layout.order, last=s == len(names) - 1) for s in here]
+    ranks = stages_of(schedule, mesh.pipeline, len(names))
+    here = ranks[mesh.coordinates["pipeline"]]
+    parts, elsewhere = [], []
+    for stage in here:
+        if linked is None:
+            part, absent = make_part(model, names[stage], layout.order, last=stage == len(names) - 1), None
+        else:
+            part, absent = make_linked_part(model, names[stage], linked, now)
+        for tie in ties:
+            if stage in tie.stages[1:]:
+                own_copy(part, tie)
+        parts.append(part)
+        elsewhere.append(absent)
     wholes = [_finish(part, plan, gathered, layout, mesh) for part in parts]
-    pipeline = Pipeline(parts, names, shadow, mesh, now, schedule=schedule, microbatches=microbatches)
+    followers = None
+    if ties:
+        homes = {stage: rank for rank, held in enumerate(ranks) for stage in held}
+        followers = Followers(
+            ties,
+            dict(zip(here, parts, strict=True)),
+            [homes[stage] for stage in range(len(names))],
+            mesh,
+        )
+    pipeline = Pipeline(
+        parts,
+        names,
+        shadow,
+        mesh,
+        now,
+        schedule=schedule,
+        microbatches=microbatches,
+        elsewhere=None if linked is None else elsewhere,
+        followers=followers,
+    )
     return Spread(parts, wholes, now, pipeline)
 
 

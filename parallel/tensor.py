@@ -118,8 +118,8 @@ def divide(part: nn.Module, plan: dict[str, str], gathered: set[str], mesh: Mesh
             module = part.get_submodule(name)
         except AttributeError:
             continue  # inside a module of another stage
-        if not isinstance(module, nn.Linear | nn.Embedding):
-            continue  # another stage's, an Identity here
+        if not isinstance(module, nn.Linear | nn.Embedding) or module._parameters.get("weight") is None:
+            continue  # another stage's: an Identity here, or without its weight
         if style == "column":
             styles[name] = ColwiseParallel(output_layouts=Replicate() if name in gathered else None)
         elif isinstance(module, nn.Embedding):

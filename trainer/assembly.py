@@ -117,6 +117,7 @@ def assemble(
     _refuse_idle(techniques, built.module, phase)
     names = [name for name, _ in built.module.named_parameters()]
     parallel = config.parallel
+    built = built.cuttable() if mesh.pipeline > 1 else built
     engine = NativeEngine(
         built.module,
         layout_of(built, config, plan),

@@ -151,7 +151,8 @@ def _model(
         from .models import build_model
     try:
         known = facts(source) if source is not None else {}
-        return build_model(config.model, seed=config.seed, device="meta", data=known)
+        built = build_model(config.model, seed=config.seed, device="meta", data=known)
+        return built.cuttable() if config.parallel.pipeline > 1 else built
     except ForgepressError as error:
         if source is not None:
             found.problem(("model",), str(error))

@@ -49,7 +49,7 @@ def held_by_fullest_rank(
     parallel = config.parallel
     homes = stages_of(parallel.schedule, parallel.pipeline, len(stages)) if stages else []
     mine = [[name for stage in held for name in stages[stage]] for held in homes]
-    ranks = [_part(built.module, members) for members in mine] if stages else [_part(built.module, None)]
+    ranks = [_part(built, members) for members in mine] if stages else [_part(built, None)]
     local = [
         {name: _local(name, p, parallel.shard, parallel.tensor, plan) for name, p in parameters.items()}
         for parameters, _ in ranks
@@ -58,12 +58,23 @@ def held_by_fullest_rank(
     return Held(elements=local[fullest], buffer_bytes=_size(ranks[fullest][1].values()))
 
 
-def _part(module: nn.Module, members: list[str] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    def inside(name: str) -> bool:
-        return members is None or any(name.startswith(f"{member}.") or name == member for member in members)
+def _part(built: BuiltModel, members: list[str] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    module, links = built.module, built.layout.links
 
-    parameters: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if inside(name)}
-    return parameters, {name: b for name, b in module.named_buffers() if inside(name)}
+    def inside(name: str) -> bool:
+        if members is None:
+            return True
+        if not built.layout.order and links is not None and name in links.users:
+            return any(links.names[user] in members for user in links.users[name])
+        return any(name.startswith(f"{member}.") or name == member for member in members)
+
+    found: dict[
+        int, tuple[str, Tensor]
+    ] = {}  # a tied parameter counts on each stage that computes with it, once
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if inside(name):
+            found.setdefault(id(parameter), (name, parameter))
+    return dict(found.values()), {name: b for name, b in module.named_buffers() if inside(name)}
 
 
 def _local(name: str, parameter: Tensor, shard: int, tensor: int, plan: Mapping[str, str]) -> int:

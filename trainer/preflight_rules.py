@@ -16,7 +16,7 @@ from torch import nn
 from ..compression import Technique, refusals
 from ..errors import ConfigError
 from ..parallel import Mesh
-from ..parallel.pipeline import check_separable, plan_stages
+from ..parallel.pipeline import plan_stages, users_of
 from ..parallel.schedules import SCHEDULES, STAGES_PER_RANK
 from ..parallel.split import module_costs
 from ..parallel.tensor import open_after, resolve_plan
@@ -119,11 +119,12 @@ def check_tensor(config: RunConfig, built: BuiltModel, found: Found) -> dict[str
 
 def check_pipeline(config: RunConfig, built: BuiltModel, plan: dict[str, str], found: Found) -> Stages:
     """The modules of each pipeline stage as the engine will cut them; () where it would refuse to, or has one."""
-    parallel, layout = config.parallel, built.layout
+    parallel = config.parallel
     if parallel.pipeline == 1:
         return ()
+    layout = built.layout
     _check_interleaving(config, found)
-    opened = open_after(built.module, layout.order, plan)
+    opened = open_after(built.module, layout.cuts, plan)
     try:
         stages = plan_stages(
             built.module,
@@ -132,10 +133,10 @@ def check_pipeline(config: RunConfig, built: BuiltModel, plan: dict[str, str], f
             schedule=parallel.schedule,
             microbatches=parallel.microbatches,
             stages=parallel.stages,
-            costs=_costs(built) if layout.order else None,
-            whole=[name for name in layout.order[:-1] if opened[name]],
+            costs=_costs(built) if layout.cuts else None,
+            whole=[name for name in layout.cuts[:-1] if opened[name]],
         )
-        check_separable(built.module, stages)
+        users_of(built.module, layout, stages)
         return tuple(stages)
     except ConfigError as error:
         found.refused(("parallel", "pipeline"), error)
@@ -151,6 +152,8 @@ def stages_per_rank(config: RunConfig) -> int:
 
 
 def _costs(built: BuiltModel) -> list[float]:
+    if not built.layout.order:
+        return list(built.layout.links.costs) if built.layout.links is not None else []
     example = built.example(1, device="meta")[0] if built.input_shape is not None else None
     return module_costs(built.module, built.layout, example)
 

@@ -87,6 +87,7 @@ class Classroom:
     def _share(self, built: BuiltModel, path: Path) -> int:
         """Bytes on the fullest rank; what the engine would refuse is said at `path`."""
         built = with_plan(built, self._config)
+        built = built.cuttable() if self._config.parallel.pipeline > 1 else built
         parallel = self._config.parallel.model_copy(update={"stages": None, "tensor_plan": None})
         config = self._config.model_copy(update={"parallel": parallel})
         found = Found()
@@ -102,7 +103,7 @@ class Classroom:
             return
         pairs = technique.modules()
         for who, built, names in (("student", student, pairs), ("teacher", teacher.built, pairs.values())):
-            order = built.layout.order
+            order = built.layout.cuts
             for name in names:
                 if not any(name == member or name.startswith(f"{member}.") for member in order):
                     raise ConfigError(

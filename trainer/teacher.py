@@ -207,6 +207,7 @@ def spread(built: Any, config: RunConfig, mesh: Mesh) -> NativeEngine:
     """
     parallel = config.parallel
     built = with_plan(built, config)
+    built = built.cuttable() if mesh.pipeline > 1 else built
     built.module.requires_grad_(False)
     try:
         engine = NativeEngine(

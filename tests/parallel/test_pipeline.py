@@ -6,8 +6,9 @@ import pytest
 import torch
 from forgepress.errors import ConfigError
 from forgepress.parallel import Layout, Mesh, NativeEngine
-from forgepress.parallel.pipeline import check_separable, make_part, plan_stages
+from forgepress.parallel.pipeline import make_part, plan_stages, users_of
 from forgepress.parallel.schedules import home_of_outputs
+from forgepress.parallel.ties import Tie, find_ties
 from forgepress.tests.parallel.test_native import check
 from forgepress.tests.parallel.toys import MLP_LAYOUT, Mlp, local_rows, make_data, make_model, summed_loss
 from forgepress.tests.ranks import run_on_ranks
@@ -72,13 +73,13 @@ def test_a_stage_keeps_names_and_the_very_parameters() -> None:
     assert torch.equal(part(x), model.fc4(torch.tanh(model.fc3(torch.tanh(x)))))
 
 
-def test_tied_and_homeless_parameters_are_refused() -> None:
+def test_a_tied_parameter_has_an_owner_and_a_homeless_one_is_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
-    with pytest.raises(ConfigError, match=r"weight is tied across stages \[0, 1\]"):
-        check_separable(model, [("0",), ("1",)])
+    users = users_of(model, Layout(order=("0", "1")), [("0",), ("1",)])
+    assert find_ties(model, users) == [Tie(("0.weight", "1.weight"), (0, 1))]
     with pytest.raises(ConfigError, match=r"1.bias is in no module"):
-        check_separable(model, [("0",)])
+        users_of(model, Layout(order=("0", "1")), [("0",)])
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved1f1b"])

@@ -51,12 +51,32 @@ class BuiltModel:
             )
         return (torch.zeros(rows, *self.input_shape, dtype=self.input_dtype, device=device),)
 
+    def cuttable(self) -> "BuiltModel":
+        """The same model with a layout that says where a pipeline may cut it, if that is not known and can be found."""
+        from ...parallel.links import find_links
+
+        if self.layout.cuts or self.input_shape is None:
+            return self
+        device = next(self.module.parameters()).device
+
+        def run(model: nn.Module, mode: Any) -> Any:
+            return model(*self.example(2, device=device))
+
+        try:
+            links = find_links(self.module, run)
+        except Exception:  # whatever a model does on shapes alone; the engine then lists its modules
+            return self
+        return dataclasses.replace(self, layout=dataclasses.replace(self.layout, links=links))
+
     def stage_costs(self) -> list[float] | None:
         """Forward FLOPs of each member of the order, for a balanced cut into stages; None without an order."""
         from ...parallel.split import module_costs
 
         if not self.layout.order:
-            return None  # the engine says which module names there are to choose from
+            links = (
+                self.layout.links
+            )  # without any, the engine says which module names there are to choose from
+            return list(links.costs) if links is not None else None
         example = self.example(1)[0] if self.input_shape is not None else None
         return module_costs(self.module, self.layout, example)
 

@@ -108,7 +108,7 @@ class GPT(ModelSettings):
     """Width of the MLP in units of `width`."""
     dropout: Probability = 0.0
     tied: bool = False
-    """Head and token embedding share one weight; such a model has no order of stages: no pipeline."""
+    """Head and token embedding share one weight, also where they are on different stages of a pipeline."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -123,9 +123,8 @@ class GPT(ModelSettings):
             module.head.weight = module.embed.tokens.weight  # type: ignore[union-attr]
         blocks = tuple(f"blocks.{number}" for number in range(self.layers))
         layout = Layout(
-            # A shared weight would be two weights once embed and head are on different stages. As FSDP units
-            # embed and head would each want to own it, so then only the blocks are units.
-            order=() if self.tied else ("embed", *blocks, "norm", "head"),
+            # As FSDP units embed and head would each want to own a shared weight: then only the blocks are units.
+            order=("embed", *blocks, "norm", "head"),
             units=blocks if self.tied else (),
             tensor_plan={
                 **{f"blocks.*.attention.{name}": "column" for name in ("query", "key", "value")},
