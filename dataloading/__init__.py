@@ -6,6 +6,7 @@ data rank's part of them, and prepares the next ones meanwhile.
 
 from .augment import Augment
 from .batch import Batch
+from .cache import Cache
 from .draws import Draws
 from .facts import facts
 from .lengths import Buckets
@@ -22,6 +23,7 @@ __all__ = [
     "Augment",
     "Batch",
     "Buckets",
+    "Cache",
     "ColumnInfo",
     "Draws",
     "Loader",

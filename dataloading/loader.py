@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import torch
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from . import state as states
 from .augment import Augment
 from .batch import Batch
+from .cache import Cache, cached
 from .choice import choose_mode
 from .device import Placer
 from .faults import Substituting
@@ -25,6 +26,7 @@ from .opening import as_source
 from .ordering import make_order
 from .packing import PackedOrder, Packing
 from .plan import Plan, Position, Tail
+from .prepared import PreparedSource, mark_of
 from .process import LoaderProcess, tasks
 from .report import Report, report_of
 from .ring import Ring
@@ -56,6 +58,8 @@ class Loader:
     pad_rows:     give every micro-batch of every rank the same number of rows, ceil(batch / (microbatches × ranks)).
     augment, transform: changes the pictures of the column inputs; any function of a batch's columns (see
                   `making.BatchFunction`). Random ones draw from (seed, epoch, row).
+    prepare, cache: a function of a batch's columns that draws nothing, done before `augment` and `transform`, and what
+                  is kept of what it gives (or of what was read).
     prefetch:     read-ahead, in reads of one or a few batches, which grows where it helps; 0: no thread. Small batches
                   of sources in memory are copied in the step itself, where that is cheaper than handing them over.
     threads:      that read and transform; empty: 2 where there are cores and the source allows it.
@@ -83,6 +87,8 @@ class Loader:
         pad_rows: bool = False,
         augment: Augment | None = None,
         transform: BatchFunction | None = None,
+        prepare: BatchFunction | None = None,
+        cache: Cache | None = None,
         prefetch: int = 2,
         threads: int | None = None,
         mode: Literal["auto", "thread", "process"] = "auto",
@@ -120,13 +126,28 @@ class Loader:
             )
         self._device = None if device is None else torch.device(device)
         on_cuda = self._device is not None and self._device.type == "cuda"
+        read: Any = self._source
+        if on_error == "substitute":
+            read = Substituting(read, most_errors, self._meter)
+        if prepare is not None:
+            read = PreparedSource(read, prepare)
+        if cache is not None:
+            read = cached(read, cache, self._meter, mark_of(prepare))
+        self._read = read
+        packed = order if isinstance(order, PackedOrder) else None
+        if packed is not None and (prepare is not None or cache is not None):
+            raise ConfigError(
+                "data: packed rows are made of raw tokens; use transform instead of prepare and cache"
+            )
         self._maker = Maker(
-            source=Substituting(self._source, most_errors, self._meter)
-            if on_error == "substitute"
-            else self._source,
-            seed=seed, meter=self._meter, augment=augment, transform=transform,
-            packed=order if isinstance(order, PackedOrder) else None, pinned=on_cuda,
-        )  # fmt: skip
+            source=read,
+            seed=seed,
+            meter=self._meter,
+            augment=augment,
+            transform=transform,
+            packed=packed,
+            pinned=on_cuda,
+        )
         self._placer = Placer(self._device) if self._device is not None and on_cuda else None
         self._depth, self._threads, self._mode, self._budget = prefetch, threads, mode, budget
         self._waited, self._began = 0.0, 0.0
@@ -160,7 +181,7 @@ class Loader:
         is_plain = (
             self._maker.augment is None and self._maker.transform is None and self._maker.packed is None
         )
-        is_cheap = getattr(self._source, "resident", False) and self._batch_bytes() <= _IN_STEP_BYTES
+        is_cheap = getattr(self._read, "resident", False) and self._batch_bytes() <= _IN_STEP_BYTES
         return self._depth > 0 and not (is_cheap and is_plain and self._mode == "auto")
 
     def __iter__(self) -> Iterator[Batch]:
@@ -256,7 +277,7 @@ class Loader:
         if not self.threaded:
             return
         threads = self._threads or (2 if (os.cpu_count() or 1) > 1 else 1)
-        if not getattr(self._source, "concurrent", False):
+        if not getattr(self._read, "concurrent", False):
             threads = 1
         mode = choose_mode(self._mode, self._maker, tasks(self._plan, self._at, sizes), threads)
         if mode == "process":
@@ -278,7 +299,7 @@ class Loader:
         rows = len(self._plan.part(self._plan.batch).positions)
         if isinstance(self._plan.order, PackedOrder):
             return rows * self._plan.order.packing.length * 12
-        return rows * sum(prod(info.shape) * info.dtype.itemsize for info in self._source.columns.values())
+        return rows * sum(prod(info.shape) * info.dtype.itemsize for info in self._read.columns.values())
 
 
 def _bytes_of(made: list[Made]) -> int:

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -28,6 +27,7 @@ from torch import Tensor
 from ..errors import DataError
 from .batch import Batch
 from .making import Made, Maker
+from .node import shared_memory
 from .plan import Group, Plan, Position
 
 _ALIGNED = 64
@@ -209,32 +209,6 @@ def _serve(
             told = [(_fields(one.batch), tuple(one.after)) for one in made]
         pipe.send_bytes(pickle.dumps(("batch", told, slot, maker.meter.values())))
         made = ring.get()
-
-
-def shared_memory(size: int) -> tuple[int, np.ndarray]:
-    """A file handle of `size` bytes of memory without a name, and the memory. raises: DataError where there is none.
-
-    It lies in no folder, so a small /dev/shm does not matter; where the system has no such memory, in a file of the
-    temporary folder that has no name any more either.
-    """
-    if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("forgepress-loader")
-    else:
-        with tempfile.TemporaryFile() as file:
-            handle = os.dup(file.fileno())
-    try:
-        os.ftruncate(handle, size)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(
-                handle, 0, size
-            )  # else a full machine would kill the process at the first write
-        return handle, np.frombuffer(mmap.mmap(handle, size), np.uint8)
-    except OSError as error:
-        os.close(handle)
-        raise DataError(
-            f"the loader process cannot have {size / 2**20:,.0f} MiB of memory ({error.strerror}); give the loader a "
-            "smaller budget or prefetch, or use mode=thread"
-        ) from None
 
 
 def _lay_down(made: list[Made], memory: np.ndarray) -> list[Any]:
