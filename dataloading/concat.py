@@ -28,6 +28,8 @@ class ConcatSource:
                 raise DataError(f"sources that are read together need the same columns; {said}")
         self.starts = np.cumsum([0, *(len(source) for source in sources)])
         """First row of each source, and the number of all rows."""
+        self.weights: Sequence[float] | None = None
+        """Shares in which a Loader mixes the sources; None: all rows are shuffled together."""
         self.fingerprint = combined(*(source.fingerprint for source in sources))
         self.concurrent = all(getattr(source, "concurrent", False) for source in sources)
         self.reuses = True

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
+from .concat import ConcatSource
 from .digits import digits_source
+from .folders import folder_source
 from .idx import idx_source
+from .mixing import shares_of
+from .parquet import ParquetSource
 from .source import Source
 from .split import Split, check_fraction, check_split
 from .tables import FORMATS, table_source
@@ -22,10 +26,16 @@ KINDS: dict[str, tuple[str, ...]] = {
     "text": ("length", "tokens", "valid_fraction"),
     **{kind: ("length", "tokenizer", "valid_fraction") for kind in FORMATS},
     "csv": ("length", "tokenizer", "separator", "valid_fraction"),
+    "parquet": ("length", "tokenizer", "stream", "valid_fraction"),
+    "images": ("size", "valid_fraction"),
+    "mix": (),
 }
 """Word that says which kind of data → the other words it may have; inputs, targets and transform go with all."""
 
-_LOADERS_OWN = ("batch", "tail", "shuffle", "prefetch", "augment")
+_LOADERS_OWN = (
+    "batch", "tail", "shuffle", "prefetch", "augment", "function", "threads", "mode", "cache", "on_error",
+    "most_errors",
+)  # fmt: skip
 _COMMON = ("inputs", "targets", "transform")
 
 
@@ -34,7 +44,9 @@ def load_source(spec: Mapping[str, Any] | str, split: str = "train") -> Source:
 
     spec:   a built-in name (digits); {idx: DIR}; {text: FILE, length: T, tokens: characters|bytes}; {parquet | json |
             csv | lines: GLOB} or {arrow: DIR}, each with inputs, targets, transform. Text columns need length (bytes)
-            or tokenizer: {name: FOLDER or package:NAME, length, test_length, token_types}; csv may have a separator.
+            or tokenizer: {name: FOLDER or package:NAME, length, test_length, token_types}; csv may have a separator,
+            parquet stream: true (read row group by row group, without a copy). {images: DIR, size: N}: DIR/CLASS/….
+            {mix: [SPEC, …]}: several, each with a weight or all without.
             Files can be {train: …, test: …}; a single text or table is split by valid_fraction (0.1).
             Also the whole `data` block with such a value under `source`; the loader's own words are passed over.
     split:  train or test.
@@ -62,8 +74,17 @@ def _finish(kind: str, words: dict[str, Any], split: Split) -> Source:
         settings["valid_fraction"] = check_fraction(settings["valid_fraction"])
     if "tokenizer" in settings:
         settings["tokenizer"] = Tokenizer.from_words(settings["tokenizer"])
+    if kind == "mix":
+        return _mixed(words, split)
+    if kind == "images":
+        place = _folder(words[kind], kind)
+        if "size" not in settings:
+            raise ConfigError("data.source.images needs size, the pixels of a side, such as size: 64")
+        return transformed(folder_source(place, split, **settings), transform)
     if kind in FORMATS:
         names = {word: words[word] for word in ("inputs", "targets") if words.get(word)}
+        if settings.pop("stream", False):
+            return transformed(_streamed(words[kind], split, names, settings), transform)
         source = table_source(kind, _files(kind, words[kind]), split, **names, **settings)
         return transformed(source, transform)
     for word in ("inputs", "targets"):
@@ -78,7 +99,7 @@ def _finish(kind: str, words: dict[str, Any], split: Split) -> Source:
             )
         files = {name: paths[0] for name, paths in _files(kind, words[kind]).items()}
         return transformed(text_source(files, split, **settings), transform)
-    source = digits_source(split) if kind == "digits" else idx_source(_folder(words[kind]), split)
+    source = digits_source(split) if kind == "digits" else idx_source(_folder(words[kind], kind), split)
     return transformed(source, transform)
 
 
@@ -116,10 +137,48 @@ def _check_words(words: dict[str, Any], kind: str) -> None:
             raise ConfigError(f"data.source: unknown word {word!r}; {kind} takes {', '.join(known)}{hint}")
 
 
-def _folder(value: Any) -> Path:
+def _folder(value: Any, kind: str) -> Path:
     if not isinstance(value, str | Path) or not Path(value).is_dir():
-        raise DataError(f"data.source.idx: {value!r} is no folder; want the folder with the idx files")
+        raise DataError(f"data.source.{kind}: {value!r} is no folder; want the folder with the files")
     return Path(value)
+
+
+def _streamed(value: Any, split: Split, names: dict[str, str], settings: dict[str, Any]) -> Source:
+    """Parquet files as they are; without {train: …, test: …} all of their rows are for training."""
+    files = _files("parquet", value)
+    if extra := sorted(settings.keys() - {"length"}):
+        raise ConfigError(
+            f"data.source.parquet: stream excludes {', '.join(extra)}; name files for train and test"
+        )
+    if split not in files and (split == "test" or "all" not in files):
+        raise DataError(
+            f"data.source.parquet names no files for {split}; add some: parquet: {{train: GLOB, {split}: GLOB}}"
+        )
+    chosen = files.get(split) or files["all"]
+    return ParquetSource(chosen, {old: new for new, old in names.items()}, length=settings.get("length"))
+
+
+def _mixed(words: dict[str, Any], split: Split) -> Source:
+    """Several sources with common columns; their weights count for training."""
+    entries = words["mix"]
+    if (
+        not isinstance(entries, list | tuple)
+        or len(entries) < 2
+        or not all(isinstance(e, Mapping) for e in entries)
+    ):
+        raise ConfigError(
+            "data.source.mix wants a list of two or more sources, such as [{idx: DIR, weight: 2}, …]"
+        )
+    shared = {word: words[word] for word in _COMMON if words.get(word) is not None}
+    given = [entry.get("weight") for entry in entries]
+    if any(weight is None for weight in given) != all(weight is None for weight in given):
+        raise ConfigError(f"data.source.mix has weights {given}; want one for each source, or none")
+    plain = [{word: value for word, value in entry.items() if word != "weight"} for entry in entries]
+    source = ConcatSource([load_source({**shared, **entry}, split) for entry in plain])
+    if split == "train" and given[0] is not None:
+        shares_of(given, len(given))  # refused here, before anything else is opened
+        source.weights = given
+    return source
 
 
 def _files(kind: str, value: Any) -> dict[str, list[Path]]:

@@ -279,20 +279,30 @@ class Loader:
         threads = self._threads or (2 if (os.cpu_count() or 1) > 1 else 1)
         if not getattr(self._read, "concurrent", False):
             threads = 1
+        groups = tasks(self._plan, self._at, sizes)
         mode = choose_mode(self._mode, self._maker, tasks(self._plan, self._at, sizes), threads)
         if mode == "process":
-            self._ahead = LoaderProcess(
-                self._maker, self._plan, self._at, sizes=sizes, threads=threads,
-                depth=max(2 * self._depth, 4), budget=self._budget,
-            )  # fmt: skip
-        else:
-            groups, budget = tasks(self._plan, self._at, sizes), self._budget
+            self._ahead = self._process(sizes, threads)
+        if self._ahead is None:
+            budget = self._budget
             self._ahead = Ring(
                 groups, self._maker, threads=min(threads, self._depth), depth=self._depth,
                 most=lambda made: budget // max(_bytes_of(made), 1),
             )  # fmt: skip
         # Also called when the loader is dropped or the interpreter ends.
         self._finalizer = weakref.finalize(self, self._ahead.stop)
+
+    def _process(self, sizes: tuple[int, int], threads: int) -> LoaderProcess | None:
+        """None where `auto` has chosen it and what the user gave cannot go there."""
+        try:
+            return LoaderProcess(
+                self._maker, self._plan, self._at, sizes=sizes, threads=threads,
+                depth=max(2 * self._depth, 4), budget=self._budget,
+            )  # fmt: skip
+        except DataError:
+            if self._mode == "process":
+                raise
+            return None
 
     def _batch_bytes(self) -> int:
         """Bytes of a full batch of this rank."""

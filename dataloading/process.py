@@ -31,6 +31,7 @@ from .node import shared_memory
 from .plan import Group, Plan, Position
 
 _ALIGNED = 64
+_BY_PIPE = -1  # for a slot's number: a batch that is larger than a slot, or that finds none free
 _LOOKED_EVERY = 0.5  # seconds between two looks whether the process lives
 
 
@@ -71,14 +72,23 @@ class LoaderProcess:
         theirs.close()
         self._pipe = Connection(ours.detach())
         self._memory: np.ndarray | None = None
-        self._slot_bytes = 0
+        self._slot_bytes = self._slots = 0
+        self._lent: set[int] = set()
         try:
             self._pipe.send_bytes(order)
         except OSError:
             self._raise_dead()
+        # "ready", or what it could not import: told here, where another mode can still be taken.
+        if (answer := self._receive())[0] == "unfit":
+            self.stop()
+            raise DataError(f"mode=process: the loader process cannot take what it was given ({answer[1]})")
 
     def get(self) -> list[Made]:
         """The next group's batches; the maker's error where it raised one."""
+        if self._slots and len(self._lent) >= self._slots:
+            _give_back(
+                self._pipe, self._lent, _BY_PIPE
+            )  # every slot is kept by somebody: this one comes another way
         while True:
             kind, *content = self._receive()
             if kind == "memory":
@@ -132,14 +142,16 @@ class LoaderProcess:
         whole = mmap.mmap(handle, size)
         os.close(handle)
         self._memory, self._slot_bytes = np.frombuffer(whole, np.uint8), slot_bytes
+        self._slots = size // slot_bytes
 
     def _batches(self, made: list[Any], slot: int) -> list[Made]:
-        if slot < 0:  # larger than a slot: came through the pipe
+        if slot == _BY_PIPE:
             return [Made(Batch(*fields), Position(*after)) for fields, after in made]
         assert self._memory is not None
         lent = self._memory[slot * self._slot_bytes : (slot + 1) * self._slot_bytes]
         base = torch.from_numpy(lent)
-        weakref.finalize(lent, _give_back, self._pipe, slot).atexit = False
+        self._lent.add(slot)
+        weakref.finalize(lent, _give_back, self._pipe, self._lent, slot).atexit = False
         return [
             Made(
                 Batch({name: _view(base, *where) for name, where in columns.items()}, *rest), Position(*after)
@@ -161,7 +173,13 @@ def main(handle: int) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     pipe = Connection(handle)
     try:
-        maker, plan, at, sizes, threads, depth, budget = dill.loads(pipe.recv_bytes())
+        content = pipe.recv_bytes()
+        try:
+            maker, plan, at, sizes, threads, depth, budget = dill.loads(content)
+        except Exception as error:  # whatever importing the user's modules raises
+            pipe.send_bytes(pickle.dumps(("unfit", f"{type(error).__name__}: {error}")))
+            return
+        pipe.send_bytes(pickle.dumps(("ready",)))
         _serve(pipe, maker, tasks(plan, at, sizes), threads, depth, budget)
     except (EOFError, ConnectionError):
         pass
@@ -201,9 +219,11 @@ def _serve(
     while True:
         while pipe.poll(0) or not free:
             free.append(pickle.loads(pipe.recv_bytes()))
-        slot = -1
-        if _bytes_of(made) <= slot_bytes:
-            slot = free.pop()
+        slot = free.pop()
+        if _bytes_of(made) > slot_bytes and slot != _BY_PIPE:
+            free.append(slot)
+            slot = _BY_PIPE
+        if slot != _BY_PIPE:
             told = _lay_down(made, memory[slot * slot_bytes : (slot + 1) * slot_bytes])
         else:
             told = [(_fields(one.batch), tuple(one.after)) for one in made]
@@ -262,7 +282,8 @@ def _tell(pipe: Connection, error: BaseException) -> None:
         pipe.send_bytes(content)
 
 
-def _give_back(pipe: Connection, slot: int) -> None:
+def _give_back(pipe: Connection, lent: set[int], slot: int) -> None:
+    lent.discard(slot)
     if not pipe.closed:
         with suppress(OSError):  # the process may be gone, and with it the slot
             pipe.send_bytes(pickle.dumps(slot))

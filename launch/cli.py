@@ -209,15 +209,27 @@ def schema() -> None:
 
 @_command(app, "bench")
 def bench(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact file or folder.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARTIFACT | data CONFIG", help="Artifact file or folder; or data and a config."
+        ),
+    ],
     batch: Annotated[
         list[int] | None, typer.Option("--batch", min=1, help="Batch sizes; by default 1 and 32.")
     ] = None,
 ) -> None:
-    """Measure an artifact's latency on this device."""
+    """Measure an artifact's latency here, or with `bench data CONFIG` whether the loader can feed the step."""
+    if words[0] == "data" and len(words) > 1:
+        from ..trainer.bench_data import bench_data
+
+        bench_data(load(words[1:]))
+        return
+    if len(words) > 1:
+        raise ConfigError(f"bench takes one artifact, given {' '.join(words)}; or: bench data CONFIG")
     from ..trainer.bench import bench_artifact
 
-    bench_artifact(existing(artifact), batches=batch or (1, 32))
+    bench_artifact(existing(Path(words[0])), batches=batch or (1, 32))
 
 
 def _fail_together(error: ForgepressError, place: Any) -> int:

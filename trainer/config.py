@@ -16,6 +16,7 @@ from .config_errors import refusal
 from .config_parts import (
     AugmentConfig,
     BestConfig,
+    CacheConfig,
     CheckpointConfig,
     Count,
     DataConfig,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AugmentConfig",
     "BestConfig",
+    "CacheConfig",
     "CheckpointConfig",
     "DataConfig",
     "EvaluateConfig",

@@ -51,6 +51,21 @@ class AugmentConfig(Part):
     """Mirror left and right every second time."""
 
 
+class CacheConfig(Part):
+    """Rows that are made once. No batch depends on it."""
+
+    memory: Every = 0
+    """Bytes; where a share of the rows fits, exactly that share is found there."""
+    policy: Literal["kept", "recent"] = "kept"
+    """recent: keep the rows that were used last."""
+    shared: bool = False
+    """One memory for all ranks of a node."""
+    folder: str | None = None
+    """Also written here once for all runs, as Arrow files with checksums."""
+    disk: Every = 17179869184
+    """Bytes in `folder`, at most."""
+
+
 class DataConfig(Part):
     """Where samples come from and how they become global batches."""
 
@@ -62,11 +77,24 @@ class DataConfig(Part):
     """Column that goes into the model; empty: the source's own."""
     targets: str | None = None
     """Column with the answers; empty: the source's own."""
-    tail: Literal["keep", "drop", "pad"] = "keep"
-    """The last, shorter batch of an epoch."""
-    shuffle: bool = True
+    tail: Literal["keep", "drop", "pad", "wrap"] = "keep"
+    """The last, shorter batch of an epoch; wrap: filled up with the epoch's first rows."""
+    shuffle: bool | Count = True
+    """A number: blocks (row groups of streamed Parquet) are shuffled, and rows inside every so many of them."""
     prefetch: Annotated[int, Field(ge=0)] = 2
-    """Batches prepared ahead of the step."""
+    """Reads prepared ahead of the step; more of them where the step has to wait."""
+    threads: Count | None = None
+    """That read and transform; empty: 2 where there are cores."""
+    mode: Literal["auto", "thread", "process"] = "auto"
+    """process: one beside every rank, for functions that hold Python's lock; auto measures."""
+    cache: CacheConfig | None = None
+    """Of rows that were read and decoded."""
+    on_error: Literal["raise", "substitute"] = "raise"
+    """A row that cannot be read: stop, or take another one for it, the same on every rank."""
+    most_errors: Every = 100
+    """substitute only: rows of a rank that may be replaced."""
+    function: str | None = None
+    """package.module:function, done to every training batch: columns → columns; a second argument draws at random."""
     transform: TransformConfig = TransformConfig()
     augment: AugmentConfig | None = None
     """Draws depend on (seed, epoch, row) alone: the same on every mesh and after a resume."""

@@ -21,11 +21,13 @@ SOURCE_KINDS: dict[str, tuple[str, ...] | None] = {
     "name": (),
     "idx": (),
     "text": ("length", "tokens", "valid_fraction"),
-    "parquet": _TABLE,
+    "parquet": ("length", "tokenizer", "stream", "valid_fraction"),
     "json": _TABLE,
     "csv": ("length", "tokenizer", "separator", "valid_fraction"),
     "lines": _TABLE,
     "arrow": _TABLE,
+    "images": ("size", "valid_fraction"),
+    "mix": (),
 }
 """Key that says which kind of data → the other keys it may have; None: the source's own settings."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..dataloading import Augment, Loader, Source, facts, load_source
+from ..dataloading import Augment, Cache, Loader, Source, facts, load_source
 from ..parallel import Mesh
 from .config import RunConfig
+from .imports import load_function
 
 
 @dataclass(kw_only=True)
@@ -46,6 +47,9 @@ def open_data(config: RunConfig, mesh: Mesh) -> RunData:
         "microbatches": config.parallel.microbatches,
         "pad_rows": pad_rows,
         "device": mesh.device,
+        "threads": config.data.threads,
+        "mode": config.data.mode,
+        "cache": Cache(**config.data.cache.model_dump()) if config.data.cache else None,
     }
     augment = config.data.augment
     loader = Loader(
@@ -55,6 +59,9 @@ def open_data(config: RunConfig, mesh: Mesh) -> RunData:
         shuffle=config.data.shuffle,
         tail=config.data.tail,
         prefetch=config.data.prefetch,
+        transform=load_function(config.data.function, "data.function") if config.data.function else None,
+        on_error=config.data.on_error,
+        most_errors=config.data.most_errors,
         augment=Augment(**augment.model_dump()) if augment else None,
         **common,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..compression import Check
@@ -50,7 +50,15 @@ class Logbook:
         return last or step % self._every == 0
 
     def after_step(
-        self, step: int, steps: Steps, *, last: bool, samples: int, wait_seconds: float, checks: Checks
+        self,
+        step: int,
+        steps: Steps,
+        *,
+        last: bool,
+        samples: int,
+        wait_seconds: float,
+        checks: Checks,
+        binds: Callable[[], str] = lambda: "",
     ) -> None:
         """A line every ``tracking.every`` steps and at the end of a phase. Collective at those steps."""
         if not self.due(step, last=last):
@@ -77,7 +85,9 @@ class Logbook:
             values["skipped_steps"] = steps.skipped
         logged = {name: float(value) for name, value in steps.chain.run.logged.items()}
         self.trackers.log(values | _achieved(checks) | logged | terms)
-        self.progress.update(step, loss=self.final_loss, samples=samples, wait_seconds=wait_seconds)
+        self.progress.update(
+            step, loss=self.final_loss, samples=samples, wait_seconds=wait_seconds, binds=binds
+        )
 
     def evaluation(self, step: int, metrics: Mapping[str, float], checks: Checks) -> None:
         """What the held-out rows said."""

@@ -92,6 +92,7 @@ class Trainer:
                 self.logbook.say(f"resumed from step {self.step} ({saved.folder})")
             with tiny_as_zero():
                 self._phases(self.data.train.stream())
+            self._say_wait()
             summary = self._deliver()
             finished = True
             return summary
@@ -135,6 +136,7 @@ class Trainer:
             samples=self.samples,
             wait_seconds=self.data.train.wait_seconds,
             checks=self.checks,
+            binds=lambda: self.data.train.report().binds,
         )
         if last:
             return
@@ -305,6 +307,11 @@ class Trainer:
     def wait_fraction(self) -> float:
         """Share of this session's time that went into waiting for data."""
         return self.data.train.wait_seconds / max(time.perf_counter() - self._started, 1e-9)
+
+    def _say_wait(self) -> None:
+        report = self.data.train.report()
+        if report.binds != "step":
+            self.logbook.say(f"data: {report}")
 
     def _close(self, finished: bool) -> None:
         self.interrupts.close()

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 _REFRESH = 0.25  # seconds between two drawings of the bar
+_BINDS = 0.01  # share of the time that steps wait for data beyond which the progress says what for
 
 
 class Progress:
@@ -52,12 +53,14 @@ class Progress:
         loss: Any = None,
         samples: int | Callable[[], int] = 0,
         wait_seconds: float | Callable[[], float] = 0.0,
+        binds: Callable[[], str] = lambda: "",
         **values: Any,
     ) -> None:
         """Optimizer step `step` (counted over the run, from 1) is done.
 
         loss:         number, one-element tensor or callable.
         samples:      samples so far, cumulative; wait_seconds: seconds waited for data so far, cumulative.
+        binds:        what the wait for data is spent on, asked for where there was one.
         values:       further numbers to show by name (the same kinds as `loss`).
         """
         if self._silent:
@@ -67,7 +70,7 @@ class Progress:
                 return
         elif step < self._due_step and step < self._total:
             return
-        self._show(step, {"loss": loss, **values}, _read(samples), _read(wait_seconds))
+        self._show(step, {"loss": loss, **values}, _read(samples), _read(wait_seconds), binds)
 
     def phase(self, name: str) -> None:
         """From here on the run is in phase `name`; said once as a line."""
@@ -112,7 +115,9 @@ class Progress:
         bar.start()
         return bar, bar.add_task("", total=self._total, completed=self._step, phase="", shown="")
 
-    def _show(self, step: int, values: dict[str, Any], samples: float, wait_seconds: float) -> None:
+    def _show(
+        self, step: int, values: dict[str, Any], samples: float, wait_seconds: float, binds: Callable[[], str]
+    ) -> None:
         now = self._clock()
         seconds = max(now - self._last_time, 1e-9)
         shown = [f"{name} {_number(_read(value))}" for name, value in values.items() if value is not None]
@@ -120,7 +125,9 @@ class Progress:
             unit = "/s" if self._bar is not None else " samples/s"  # the bar must fit 80 columns
             shown.append(f"{_number((samples - self._last_samples) / seconds)}{unit}")
         if wait_seconds > self._last_wait:
-            shown.append(f"data wait {min(1.0, (wait_seconds - self._last_wait) / seconds):.0%}")
+            share = min(1.0, (wait_seconds - self._last_wait) / seconds)
+            why = binds() if share > _BINDS else ""
+            shown.append(f"data wait {share:.0%}{f' ({why})' if why else ''}")
         self._step, self._last_time = step, now
         self._last_samples, self._last_wait = samples, wait_seconds
         if self._bar is not None and self._task is not None:

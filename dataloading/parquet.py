@@ -1,0 +1,125 @@
+"""Many Parquet files as rows by number, without a copy of them: row groups are read when their rows are asked for."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .columns import FRESH, Columns, check_shape
+from .fingerprint import combined, of_files
+from .mapped import Make
+from .recent import Recent
+from .source import ColumnInfo
+
+
+class ParquetSource:
+    """Rows of Parquet files end to end, read a row group at a time. Made for `shuffle=N`, which shuffles row groups.
+
+    files:   in the order in which their rows count.
+    names:   column of the files → name here; empty: all, as they are called.
+    groups:  decoded row groups that are kept at a time; at least the N of `shuffle=N`, a few more for threads.
+    length, widen: see `Columns`.
+    raises:  DataError for unreadable files, or files whose columns differ.
+    cost:    the files' footers are read at once; a row group is decoded about once an epoch with shuffle=N, and for
+             every batch anew with shuffle=True.
+    """
+
+    concurrent = reuses = True
+
+    def __init__(
+        self,
+        files: Sequence[Path | str],
+        names: Mapping[str, str] | None = None,
+        *,
+        groups: int = 16,
+        length: int | None = None,
+        widen: bool = True,
+    ) -> None:
+        self._files = [Path(file) for file in files]
+        self._given: dict[str, Any] = {"groups": groups, "length": length, "widen": widen}
+        footers = [_footer(file) for file in self._files]
+        schema = footers[0].schema.to_arrow_schema()
+        self._names = dict(names or {name: name for name in schema.names})
+        for file, footer in zip(self._files, footers, strict=True):
+            _check_columns(file, footer.schema.to_arrow_schema(), schema, self._names, self._files[0])
+        self._groups = [
+            (file, group) for file, footer in enumerate(footers) for group in range(footer.num_row_groups)
+        ]
+        sizes = [
+            footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)
+        ]
+        self.blocks = np.cumsum([0, *sizes])
+        """First row of each row group, and the number of rows."""
+        if not self.blocks[-1]:
+            raise DataError(f"{self._files[0]}: no rows; want at least one")
+        self.fingerprint = combined(of_files(self._files), self._names, length)
+        self._likes: dict[str, Tensor] = {}
+        self._read = Recent(self._read_group, groups)
+        first = int(np.flatnonzero(np.array(sizes))[0])
+        reader = self._read(first)
+        row = reader.gather(np.zeros(1, np.int64))
+        self._likes = {name: row[name][0] for name in reader.pictures}
+        self.columns = {name: ColumnInfo.of(tensor) for name, tensor in row.items()}
+        self._read = Recent(self._read_group, groups)
+
+    def __len__(self) -> int:
+        return int(self.blocks[-1])
+
+    def __reduce__(self) -> Any:
+        return _again, (self._files, self._names, self._given)
+
+    def gather(self, rows: np.ndarray, make: Make = FRESH) -> dict[str, Tensor]:
+        """Column → [len(rows), …]. DataError for a row whose shape is not that of the first row."""
+        group = np.searchsorted(self.blocks, rows, side="right") - 1
+        out = {name: make((len(rows), *info.shape), info.dtype) for name, info in self.columns.items()}
+        for number in np.unique(group):
+            here = np.flatnonzero(group == number)
+            inside = rows[here] - self.blocks[number]
+            found = self._read(int(number)).gather(inside, shown=rows[here].tolist())
+            for name, tensor in found.items():
+                check_shape(name, tuple(tensor.shape[1:]), self.columns[name].shape, rows[here].tolist())
+                out[name].index_copy_(0, torch.from_numpy(here), tensor)
+        return out
+
+    def _read_group(self, number: int) -> Columns:
+        import pyarrow.parquet as parquet
+
+        file, group = self._groups[number]
+        path = self._files[file]
+        try:
+            with parquet.ParquetFile(path) as opened:
+                table = opened.read_row_group(group, columns=list(self._names), use_threads=False)
+        except (OSError, ValueError) as error:  # Arrow's own errors are these
+            raise DataError(
+                f"{path}, row group {group}, cannot be read ({error}); get the file again"
+            ) from error
+        given = {"length": self._given["length"], "widen": self._given["widen"]}
+        return Columns(table.select(list(self._names)), self._names, **given, likes=self._likes)
+
+
+def _footer(file: Path) -> Any:
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.read_metadata(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as parquet ({error}); want undamaged files") from error
+
+
+def _check_columns(file: Path, found: Any, first: Any, names: Mapping[str, str], reference: Path) -> None:
+    if missing := [name for name in names if name not in found.names]:
+        raise DataError(f"{file}: no column {', '.join(missing)}; it has {', '.join(found.names)}")
+    for name in names:
+        if found.field(name).type != first.field(name).type:
+            raise DataError(
+                f"{file}: column {name!r} is {found.field(name).type}, in {reference} it is {first.field(name).type}; "
+                "want one type in all files"
+            )
+
+
+def _again(files: list[Path], names: dict[str, str], given: dict[str, Any]) -> ParquetSource:
+    return ParquetSource(files, names, **given)
