@@ -14,7 +14,7 @@ class Permutation:
     """The numbers 0 to `size` - 1 in the order that `key` draws; equal in every process and on every machine.
 
     key:    whole numbers of 0 or more, such as (seed, epoch).
-    cost:   up to a million numbers one sorted table (12 ms, 8 bytes a number); beyond it no memory, and 40 ns a number.
+    cost:   up to a million numbers one sorted table (12 ms, 8 bytes a number); beyond it no memory, and 60 ns a number.
     source: Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains: a Feistel network over two digits of base
             ceil(sqrt(size)); numbers that fall outside are sent through again.
     """

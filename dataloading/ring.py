@@ -11,6 +11,7 @@ import torch
 Task = TypeVar("Task")
 T = TypeVar("T")
 _TUNED_EVERY = 16  # items between two looks at the depth
+_DEEPEST = 64  # more hides nothing that 64 do not
 _NEVER_WAITED = 8  # such looks without any wait after which the depth shrinks again
 
 
@@ -105,7 +106,7 @@ class Ring(Generic[Task, T]):
                 try:
                     thing = self._work(task)  # type: ignore[arg-type]
                     if ticket == 0:
-                        self._limit = max(self._least, self._most(thing))
+                        self._limit = max(self._least, min(self._most(thing), _DEEPEST))
                 except BaseException as raised:  # handed to the consumer, whatever it is
                     error = raised
             with self._changed:

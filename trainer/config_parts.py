@@ -101,7 +101,8 @@ class DataConfig(Part):
 
     def spec(self) -> dict[str, Any]:
         """These settings as the plain dict that `dataloading.load_source` takes, without empty keys."""
-        return self.model_dump(mode="json", exclude_none=True)
+        own = {"threads", "mode", "cache", "on_error", "most_errors", "function"}  # of the Loader
+        return self.model_dump(mode="json", exclude_none=True, exclude=own)
 
 
 class ParallelConfig(Part):

@@ -31,6 +31,7 @@ def prefetch_threads() -> int:
 
 
 def test_two_hundred_loaders_leave_no_thread(numbered, slow):
+    gc.collect()
     before = prefetch_threads()
     for number in range(200):
         loader = Loader(slow(numbered(40)), batch=4)
@@ -39,7 +40,7 @@ def test_two_hundred_loaders_leave_no_thread(numbered, slow):
             loader.close()
         del loader
     gc.collect()
-    assert prefetch_threads() == before
+    assert prefetch_threads() <= before
 
 
 def test_a_process_ends_while_a_loader_is_open():
