@@ -32,10 +32,11 @@ from .report import Report, report_of
 from .ring import Ring
 from .settings import check
 
-_GROUP_BYTES = (
-    256 << 10
-)  # batches are read together up to this size (calls cost more than copies below it), ...
-_GROUP = 8  # ... but no more than so many
+_READ_BYTES = (
+    64 << 10,
+    2 << 20,
+)  # batches are read together up to this size, in the step and by threads: calls ...
+_READ = 8, 16  # ... and handing over cost more than copies below it; but no more than so many
 _PLANNED = 64  # batches whose row numbers are worked out at one go: next to a step Python runs on cold caches
 _IN_STEP_BYTES = (
     4 << 20
@@ -271,7 +272,8 @@ class Loader:
     def _start(self) -> None:
         size = 1
         if self._plan.lengths is None:
-            size = min(max(_GROUP_BYTES // max(self._batch_bytes(), 1), 1), _GROUP, len(self))
+            most, count = _READ_BYTES[self.threaded], _READ[self.threaded]
+            size = min(max(most // max(self._batch_bytes(), 1), 1), count, len(self))
         sizes = (size, max(_PLANNED // size, 1) * size)
         self._work = map(self._maker, tasks(self._plan, self._at, sizes))
         if not self.threaded:
