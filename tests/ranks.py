@@ -24,7 +24,7 @@ from typing import Any
 import cloudpickle
 
 MOST_RANKS = 8
-_MOST_THREADS = 300  # beyond that a worker is slower than a new one
+_MOST_THREADS = 600  # beyond that a worker is slower than a new one
 _START_SECONDS = 300
 _HERE = Path(__file__).resolve().parent
 _workers: list["_Worker"] = []
@@ -153,6 +153,7 @@ def _by_value(task: Any) -> bytes:
 def _serve(pipe: Connection) -> None:
     import torch
     from forgepress.parallel import spread  # with it comes all that is slow to import
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     assert spread.__name__
     torch.set_num_threads(1)
@@ -171,7 +172,8 @@ def _serve(pipe: Connection) -> None:
             message = cloudpickle.dumps((False, traceback.format_exc()))
         pipe.send_bytes(message)
         # Hooks and engines refer to each other; until they are collected, every process group of theirs keeps
-        # fifteen threads alive, and hundreds of tests would leave thousands.
+        # fifteen threads alive, and hundreds of tests would leave thousands. So does what DTensor remembers of meshes.
+        _clear_sharding_prop_cache()
         gc.collect()
 
 
