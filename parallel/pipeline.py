@@ -1,6 +1,7 @@
 """Pipeline parallelism: runs of modules on different ranks, micro-batches flowing through them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,7 +265,9 @@ class Pipeline:
     def _make_schedule(self, x: Tensor, inputs: Any, *, with_loss: bool) -> Any:
         """A schedule for micro-batches shaped as `x`. What flows between stages is found on shapes alone: torch
         would find it by running the stages on real and on uninitialised memory, which ruins running averages."""
-        with torch.set_grad_enabled(with_loss):
+        half = self._parts[0].__dict__.get("computes_in")
+        narrow = nullcontext() if half is None else torch.autocast(self._mesh.device.type, dtype=half)
+        with torch.set_grad_enabled(with_loss), narrow:
             flow = self._shadow.run(inputs) if isinstance(self._shadow, LinkedShadow) else self._shadow.run(x)
         cuts = [x, *(flow[end] for end in self._ends)]
         edges = [

@@ -24,6 +24,7 @@ from ..compression.keep import between_keepers
 from ..compression.replay import PlanEntry
 from ..errors import ConfigError
 from ..parallel import AXES, Layout, Mesh, NativeEngine
+from ..parallel.recompute import recompute, recomputed
 from .config import PhaseConfig, RunConfig
 from .gradients import PARTS
 from .models import BuiltModel, build_model
@@ -118,9 +119,11 @@ def assemble(
     names = [name for name, _ in built.module.named_parameters()]
     parallel = config.parallel
     built = built.cuttable() if mesh.pipeline > 1 else built
+    layout = layout_of(built, config, plan)
+    again = recomputed(built.module, layout, parallel.recompute)
     engine = NativeEngine(
         built.module,
-        layout_of(built, config, plan),
+        layout,
         mesh,
         schedule=parallel.schedule,
         microbatches=parallel.microbatches,
@@ -128,6 +131,7 @@ def assemble(
         costs=built.stage_costs() if mesh.pipeline > 1 and parallel.stages is None else None,
     )
     for part in engine.parts:
+        recompute(part, again)
         compute_in(part, config.precision, mesh.device)
     task = _task(built.task, items_per_row)
     coordinates = {axis: mesh.coordinates[axis] for axis in PARTS if axis != "pipeline"}

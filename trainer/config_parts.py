@@ -129,6 +129,8 @@ class ParallelConfig(Part):
     """Globs over module names for each pipeline stage, in order; empty: balanced by cost."""
     tensor_plan: dict[str, Literal["column", "row", "replicate"]] | None = None
     """Glob over module names → how the layer is cut; empty: the model's own plan."""
+    recompute: Every = 0
+    """Activation checkpointing: every n-th block keeps its input only and runs again in the backward; 0: none."""
     timeout: Positive = 60.0
     """Seconds that ranks wait for each other before the run stops."""
 

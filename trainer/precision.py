@@ -35,6 +35,7 @@ def compute_in(part: nn.Module, precision: str, device: torch.device) -> None:
             return forward(*args, **kwargs)
 
     part.forward = narrow
+    part.__dict__["computes_in"] = DTYPES[precision]  # a pipeline must know what its stages send
 
 
 @contextmanager

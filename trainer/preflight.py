@@ -19,6 +19,7 @@ from .config_file import Origins
 from .models import BuiltModel
 from .preflight_export import check_export
 from .preflight_memory import activation_bytes, checkpoint_bytes, estimate, held_by_fullest_rank
+from .preflight_recompute import check_recompute
 from .preflight_report import PhasePlan, Report, print_report
 from .preflight_rules import (
     Found,
@@ -77,6 +78,7 @@ def examine(
     source = _source(config, load_source, found)
     rows = None if source is None else len(source)
     check_batch(config, rows, found)
+    check_recompute(config, found)
     report = Report(
         name=config.name,
         ranks=ranks,
@@ -106,6 +108,7 @@ def refuse(config: RunConfig, ranks: int, source: Source) -> None:
     found = Found()
     check_mesh(config, ranks, found)
     check_batch(config, len(source), found)
+    check_recompute(config, found)
     built = _model(config, source, None, found)
     if built is not None:
         check_metrics(config, built.task, found)
@@ -200,7 +203,7 @@ def _activations(config: RunConfig, built: BuiltModel, found: Found) -> int | No
     parallel = config.parallel
     rows = math.ceil(config.data.batch / (parallel.microbatches * parallel.data_ranks))
     try:
-        return activation_bytes(built, rows)
+        return activation_bytes(built, rows, recompute=parallel.recompute)
     except Exception as error:  # whatever a model does on shapes alone: the other numbers still hold
         found.note(f"activations are not in the table, the model does not run on shapes alone: {error}")
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..parallel.recompute import recomputed
 from ..parallel.schedules import SCHEDULES, stages_of
 from .config import RunConfig
 from .models import BuiltModel
@@ -174,9 +175,10 @@ def _largest_unit(built: BuiltModel) -> int:
     return max([*sizes.values(), sum(parameters.values()) - sum(sizes.values())])
 
 
-def activation_bytes(built: BuiltModel, rows: int) -> int:
+def activation_bytes(built: BuiltModel, rows: int, *, recompute: int = 0) -> int:
     """What autograd keeps for the backward of `rows` rows through the whole model, counted on shapes alone.
 
+    recompute: every n-th block keeps its input only; of what is inside, the largest block's counts, once.
     Weights and buffers are not counted. raises: whatever the model raises without numbers.
     """
     own = {_storage(tensor) for tensor in (*built.module.parameters(), *built.module.buffers())}
@@ -184,14 +186,37 @@ def activation_bytes(built: BuiltModel, rows: int) -> int:
         int, Tensor
     ] = {}  # the tensors stay alive, so that no storage is counted under a reused address
 
+    now: list[str] = []  # the block that runs
+    inside: dict[str, dict[int, Tensor]] = {}
+
     def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(_storage(tensor), tensor)
+        (inside[now[0]] if now else kept).setdefault(_storage(tensor), tensor)
         return tensor
 
+    def enter(name: str) -> Any:
+        def before(module: nn.Module, args: Any) -> None:
+            now.append(name)
+            kept.update((_storage(x), x) for x in args if isinstance(x, Tensor))
+
+        return before
+
+    handles = []
+    for name in recomputed(built.module, built.layout, recompute):
+        inside[name], block = {}, built.module.get_submodule(name)
+        handles += [
+            block.register_forward_pre_hook(enter(name)),
+            block.register_forward_hook(lambda *_: now.clear()),
+        ]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = built.module(*built.example(rows, device="meta"))
     del outputs
-    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
+    for handle in handles:
+        handle.remove()
+
+    def size(held: Mapping[int, Tensor], without: Collection[int]) -> int:
+        return sum(x.untyped_storage().nbytes() for key, x in held.items() if key not in without)
+
+    return size(kept, own) + max((size(held, own | kept.keys()) for held in inside.values()), default=0)
 
 
 def _storage(tensor: Tensor) -> int:

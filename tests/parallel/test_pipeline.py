@@ -12,6 +12,7 @@ from forgepress.parallel.ties import Tie, find_ties
 from forgepress.tests.parallel.test_native import check
 from forgepress.tests.parallel.toys import MLP_LAYOUT, Mlp, local_rows, make_data, make_model, summed_loss
 from forgepress.tests.ranks import run_on_ranks
+from forgepress.trainer.precision import compute_in
 from torch import nn
 
 
@@ -184,3 +185,24 @@ def test_activations_between_stages_have_the_dtype_of_autocast() -> None:
         want = Mlp()(torch.ones(4, 8))
     assert outputs is not None and outputs.dtype == torch.bfloat16
     assert torch.equal(outputs, want)
+
+
+def half(precision: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    mesh = Mesh.build({"pipeline": 2})
+    torch.manual_seed(0)
+    engine = NativeEngine(Mlp(), MLP_LAYOUT, mesh, microbatches=2, stages=[["fc1"], ["act*", "fc[234]"]])
+    for part in engine.parts:
+        compute_in(part, precision, mesh.device)
+    columns = {"x": torch.ones(4, 8)}
+    loss = engine.forward_backward(columns, None, lambda c: c["x"], lambda y, c, v: y.float().sum())
+    return loss, engine.forward(columns, lambda c: c["x"])
+
+
+def test_a_stage_that_ends_in_half_precision_sends_what_the_next_one_waits_for() -> None:
+    loss, outputs = run_on_ranks(half, "bf16", ranks=2)[1]
+    assert outputs is not None and outputs.dtype == torch.bfloat16
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = Mlp()(torch.ones(4, 8))
+    assert torch.equal(outputs, want)
+    torch.testing.assert_close(loss, want.double().sum(), rtol=1e-2, atol=1e-2)
