@@ -186,13 +186,13 @@ def test_a_state_of_the_first_version_goes_on():
 
 def test_a_kept_batch_is_never_written_again():
     source = Read({"number": torch.arange(4000)[:, None].expand(4000, 64).contiguous()})
-    size = 500 * 64 * 8
-    loader = Loader(source, batch=500, prefetch=2, budget=4 * size)
+    read = 8 * 500 * 64 * 8  # bytes of the batches of one read
+    loader = Loader(source, batch=500, prefetch=2, budget=4 * read)
     kept = [batch for batch in islice(loader.stream(), 24)]
     assert all((batch.columns["number"] == batch.rows[:, None]).all() for batch in kept)
     del kept
-    for batch in islice(loader.stream(), 50):
+    for batch in islice(loader.stream(), 400):
         assert (batch.columns["number"] == batch.rows[:, None]).all()
         batch.columns["number"].fill_(-1)  # ours to write
-    assert loader._maker.buffers.bytes <= 32 * size  # of 74 batches: memory that was let go is used again
+    assert loader._maker.buffers.bytes <= 16 * read  # of 53 reads: memory that was let go is used again
     loader.close()
