@@ -273,7 +273,7 @@ class Loader:
         size = 1
         if self._plan.lengths is None:
             most, count = _READ_BYTES[self.threaded], _READ[self.threaded]
-            size = min(max(most // max(self._batch_bytes(), 1), 1), count, len(self))
+            size = min(max(most // max(self._batch_bytes(), 1), 1), count)
         sizes = (size, max(_PLANNED // size, 1) * size)
         self._work = map(self._maker, tasks(self._plan, self._at, sizes))
         if not self.threaded:

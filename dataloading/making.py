@@ -104,15 +104,18 @@ class Maker:
         length, shape = packed.packing.length, (count, packed.packing.length)
         tokens = self.buffers(shape, source.token_type)
         document = self.buffers(shape, torch.int32).zero_()
-        position = self.buffers(shape, torch.int32).zero_()
+        position = self.buffers(shape, torch.int32)
         places = pieces.rows * length + pieces.places
         source.runs(pieces.documents, pieces.first, pieces.lengths, places, tokens.view(-1))
-        ordinal = np.arange(len(pieces.rows)) - np.searchsorted(pieces.rows, pieces.rows) + 1
-        _fill(document, np.repeat(ordinal, pieces.lengths), places, pieces.lengths)
+        document.view(-1)[torch.from_numpy(places)] = 1  # where a document begins its number goes up
+        torch.cumsum(document, 1, dtype=torch.int32, out=document)
+        ends = np.zeros(count, np.int64)
+        np.maximum.at(ends, pieces.rows, pieces.places + pieces.lengths)
+        padding = torch.arange(length) >= torch.from_numpy(ends)[:, None]
+        document.masked_fill_(padding, 0)
         longest = int((pieces.first + pieces.lengths).max(initial=1))
         numbers = torch.arange(longest, dtype=torch.int32)
         copy_runs(numbers, pieces.first, pieces.lengths, places, position.view(-1))
-        padding = document == 0
         tokens.masked_fill_(padding, packed.packing.padding)
         position.masked_fill_(padding, 0)
         return {source.ragged: tokens, "document": document, "position": position}
@@ -140,16 +143,6 @@ def check_columns(columns: Any, rows: int) -> None:
     wrong = {name: len(tensor) for name, tensor in columns.items() if len(tensor) != rows}
     if wrong:
         raise DataError(f"the transform gave rows {wrong} for a batch of {rows}; want one for each row")
-
-
-def _fill(out: Tensor, values: np.ndarray, places: np.ndarray, lengths: np.ndarray) -> None:
-    """Write `values`, piece after piece, to the pieces' places of `out`."""
-    flat = out.view(-1).numpy()
-    if len(places) and int(places[-1] + lengths[-1]) == len(values):  # no gaps
-        flat[: len(values)] = values
-        return
-    index = np.repeat(places - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(values))
-    flat[index] = values
 
 
 def _takes_two(function: BatchFunction) -> bool:
