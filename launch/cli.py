@@ -1,40 +1,16 @@
 """The command line. Every command imports what it needs when it runs, so that help and config errors are quick."""
 
-import functools
 import json
 import os
-import re
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, ForgepressError
-
-app = typer.Typer(
-    help="Train PyTorch models on any mesh and compress them while they train.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-verify_app = typer.Typer(help="Prove on your own config that the promises hold.", no_args_is_help=True)
-app.add_typer(verify_app, name="verify")
-
-Words = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="CONFIG... [KEY=VALUE]...",
-        help="Config files (.yaml; later ones override earlier ones), then single settings such as data.batch=64.",
-    ),
-]
-Ranks = Annotated[
-    int | None,
-    typer.Option("--ranks", min=1, help="Processes; by default as many as the config's mesh needs."),
-]
+from . import cli_runs, cli_slurm  # noqa: F401  (they register their commands)
+from .commands import Ranks, Words, app, command, degrees, existing, load, split_words, verify_app
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,64 +28,60 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _command(group: typer.Typer, name: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
-    """Registers a command; ForgepressErrors become one line on stderr and their own exit code."""
-
-    def register(function: Callable[..., int | None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def run(*args: Any, **options: Any) -> None:
-            try:
-                code = function(*args, **options)
-            except ForgepressError as error:
-                if os.environ.get("FORGEPRESS_DEBUG") == "1":
-                    traceback.print_exc()
-                typer.echo(f"error: {error}", err=True)
-                code = error.exit_code
-            except KeyboardInterrupt:
-                code = 130
-            raise typer.Exit(code or 0)
-
-        return group.command(name)(run)
-
-    return register
-
-
-@_command(app, "train")
+@command(app, "train")
 def train(
     words: Words,
     ranks: Ranks = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over; the run's checkpoints are replaced.")
+        bool,
+        typer.Option(
+            "--overwrite", "--fresh", help="Start over; what the run of this name has left is deleted."
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run of this name although the config has changed."),
     ] = False,
 ) -> int:
     """Train, compress and export as CONFIG says.
 
-    Starts its ranks by itself; under torchrun or srun it joins what is there. A run of the same name goes on where it
-    stopped. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint first (exit code 75).
+    Starts its ranks by itself; under torchrun, srun or mpirun it joins what is there. A run of the same name and config
+    goes on where it stopped. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint first (exit code 75).
     """
     from .environment import read_place
 
     place = read_place()
     try:
         config = load(words)
+        from .collisions import refuse_collision
+
+        refuse_collision(config, resume=resume, overwrite=fresh)
     except ForgepressError as error:
         if place.world == 1:
             raise
         return _fail_together(error, place)
     if place.launched_by == "nothing":
+        from .collisions import refuse_running
         from .local import run_local
         from .logs import open_log
 
         open_log(config.run_folder, 0).close()  # said here once where it cannot be, not by each rank
+        refuse_running(config.run_folder)
         needed = ranks or config.parallel.ranks
-        arguments = ["train", *words, *(["--fresh"] if fresh else [])]
+        flags = [flag for flag, given in (("--fresh", fresh), ("--resume", resume)) if given]
+        arguments = ["train", *words, *flags]
         return run_local(arguments, needed, run_folder=config.run_folder, timeout=config.parallel.timeout)
     if ranks is not None and ranks != place.world:
         raise ConfigError(
             f"--ranks {ranks} was given, but {place.launched_by} has already started {place.world} ranks; "
             "leave --ranks out"
         )
+    from .environment import is_restart
+    from .network import set_defaults
     from .rank import run_rank
+
+    set_defaults(place)
+    fresh = fresh and not is_restart()  # started over once: what a restart finds is this run's own
 
     def work(placed: Any) -> None:
         from ..trainer.start import train as train_here
@@ -119,7 +91,7 @@ def train(
     return run_rank(work, place, run_folder=config.run_folder, timeout=config.parallel.timeout)
 
 
-@_command(app, "check")
+@command(app, "check")
 def check(words: Words, ranks: Ranks = None) -> None:
     """Check CONFIG without training: settings, data, mesh arithmetic, memory. Needs no GPU and no cluster."""
     from ..trainer.config_file import load_with_origins
@@ -131,7 +103,7 @@ def check(words: Words, ranks: Ranks = None) -> None:
     print_report(preflight.check(config, ranks or config.parallel.ranks, origins=origins))
 
 
-@_command(verify_app, "parity")
+@command(verify_app, "parity")
 def verify_parity(
     words: Words,
     mesh: Annotated[
@@ -146,7 +118,7 @@ def verify_parity(
     return verify.parity(config, [degrees(text) for text in mesh])
 
 
-@_command(verify_app, "resume")
+@command(verify_app, "resume")
 def verify_resume(
     words: Words,
     kill_at: Annotated[
@@ -163,7 +135,7 @@ def verify_resume(
     return verify.resume(config, kill_at or [], [degrees(text) for text in then_mesh or []])
 
 
-@_command(app, "export")
+@command(app, "export")
 def export(
     path: Annotated[
         Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder or one checkpoint in it.")
@@ -179,7 +151,7 @@ def export(
         typer.echo(str(written))
 
 
-@_command(app, "report")
+@command(app, "report")
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write RUN's report.html from its metrics and summary."""
     from ..trainer.report import write_report
@@ -187,7 +159,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder."
     typer.echo(str(write_report(existing(run))))
 
 
-@_command(app, "techniques")
+@command(app, "techniques")
 def list_techniques(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Show this one with all its settings.")
@@ -199,7 +171,7 @@ def list_techniques(
     typer.echo(describe_technique(name) if name else table_of_techniques())
 
 
-@_command(app, "schema")
+@command(app, "schema")
 def schema() -> None:
     """Print the config's JSON Schema, for editors."""
     from ..trainer.config_schema import json_schema
@@ -207,7 +179,7 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-@_command(app, "bench")
+@command(app, "bench")
 def bench(
     words: Annotated[
         list[str],
@@ -240,57 +212,6 @@ def _fail_together(error: ForgepressError, place: Any) -> int:
         raise error
 
     return run_rank(fail, place)
-
-
-def load(words: list[str]) -> Any:
-    """The RunConfig of the command line's words."""
-    files, overrides = split_words(words)
-    from ..trainer.config_file import load_config
-
-    return load_config(files, overrides)
-
-
-def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Config files and key=value overrides; `demo` is the config that ships with the package.
-
-    raises: ConfigError for anything else.
-    """
-    files: list[Path] = []
-    overrides: list[str] = []
-    for word in words:
-        is_yaml = word.endswith((".yaml", ".yml"))
-        if is_yaml and ("=" not in word or Path(word).exists()):
-            files.append(Path(word))
-        elif word == "demo":
-            files.append(Path(__file__).with_name("demo.yaml"))
-        elif re.match(r"[^=\s]+=", word):
-            overrides.append(word)
-        else:
-            raise ConfigError(f"{word!r} is neither a config file (.yaml, .yml) nor a setting (key=value)")
-    if not files:
-        raise ConfigError(f"no config file given, only {' '.join(overrides)}; want at least one .yaml file")
-    return files, overrides
-
-
-def degrees(text: str) -> dict[str, int]:
-    """ "shard=2,tensor=2" → {"shard": 2, "tensor": 2}; raises ConfigError."""
-    axes = ("pipeline", "replicate", "shard", "context", "tensor")
-    result: dict[str, int] = {}
-    for part in text.split(","):
-        axis, _, degree = part.strip().partition("=")
-        if axis not in axes or not degree.isdigit() or int(degree) < 1 or axis in result:
-            raise ConfigError(
-                f"mesh {text!r}: {part!r} is not AXIS=DEGREE; want each of {', '.join(axes)} at most once, from 1"
-            )
-        result[axis] = int(degree)
-    return result
-
-
-def existing(path: Path) -> Path:
-    """`path` itself; raises ConfigError if it is not there."""
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist")
-    return path
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import os
 import re
 import socket
+import sys
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,10 +12,16 @@ from typing import Literal
 from ..errors import ConfigError
 from .watch import Watch
 
-LaunchedBy = Literal["nothing", "forgepress", "torchrun", "slurm"]
+LaunchedBy = Literal["nothing", "forgepress", "torchrun", "openmpi", "slurm"]
 
 # What torchrun gives every rank. RANK or WORLD_SIZE alone says "somebody launched us": then all five are needed.
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_MPI_NEEDED = (
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+)
 _SLURM_NEEDED = (
     "SLURM_PROCID",
     "SLURM_STEP_NUM_TASKS",
@@ -43,17 +51,30 @@ class Place:
 
 
 def read_place(environment: Mapping[str, str] | None = None) -> Place:
-    """This process' place: from torchrun's variables (our own launcher sets the same), SLURM's, or one process alone.
+    """This process' place. The first that is there decides, because it was started inside of those below it:
 
+    1. RANK or WORLD_SIZE: torchrun (our own launcher sets the same);
+    2. OMPI_COMM_WORLD_SIZE above 1: Open MPI's mpirun, which in a SLURM job is started by a step of its own;
+    3. SLURM_STEP_NUM_TASKS above 1: one task of an srun step;
+    4. none: one process alone.
     raises: ConfigError that names the variables when they are half set, not numbers or contradict each other.
     """
     given = os.environ if environment is None else environment
     if "RANK" in given or "WORLD_SIZE" in given:
         return _torchrun_place(given)
+    if any(given.get(name) for name in _MPI_NEEDED) and given.get("OMPI_COMM_WORLD_SIZE") != "1":
+        return _mpi_place(given)
     # sbatch's own shell and `srun --pty` have SLURM variables too; only a step of several tasks is a launch.
     if _is_number(given.get("SLURM_STEP_NUM_TASKS")) and int(given["SLURM_STEP_NUM_TASKS"]) > 1:
         return _slurm_place(given)
     return Place()
+
+
+def is_restart(environment: Mapping[str, str] | None = None) -> bool:
+    """Has SLURM (requeue) or torchrun (elastic restart) started this very job before?"""
+    given = os.environ if environment is None else environment
+    counts = (given.get(f"{who}_RESTART_COUNT", "0") for who in ("SLURM", "TORCHELASTIC"))
+    return any(count not in ("", "0") for count in counts)
 
 
 def child_environment(
@@ -76,6 +97,10 @@ def child_environment(
             name, None
         )  # left over from an outer torchrun: torch would look for a store that is not ours
     child.setdefault("OMP_NUM_THREADS", str(threads_per_rank(ranks)))
+    if sys.platform == "linux":
+        child.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # all ranks are here: no need to ask for the host's own name
     return child
 
 
@@ -112,6 +137,36 @@ def _torchrun_place(given: Mapping[str, str]) -> Place:
     )
 
 
+def _mpi_place(given: Mapping[str, str]) -> Place:
+    missing = [name for name in _MPI_NEEDED if not given.get(name)]
+    if missing:
+        raise ConfigError(
+            f"Open MPI's environment is half set: {', '.join(missing)} missing; start with mpirun, which sets them all"
+        )
+    world = _number(given, "OMPI_COMM_WORLD_SIZE", least=1)
+    local_world = _number(given, "OMPI_COMM_WORLD_LOCAL_SIZE", least=1)
+    meeting = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not given.get(name)]
+    if meeting and local_world < world:
+        raise ConfigError(
+            f"Open MPI started {world} ranks on several hosts, but {', '.join(meeting)} missing: it does not say where "
+            "they meet; give mpirun -x MASTER_ADDR=FIRST_HOST -x MASTER_PORT=29500"
+        )
+    # Two mpiruns on one host must not meet: the job's name is the same on all of its ranks and on no others'.
+    job = given.get("PMIX_NAMESPACE") or given.get("OMPI_MCA_ess_base_jobid") or ""
+    port = 20000 + zlib.crc32(job.encode()) % 10000
+    return Place(
+        rank=_number(given, "OMPI_COMM_WORLD_RANK", below=("OMPI_COMM_WORLD_SIZE", world)),
+        world=world,
+        local_rank=_number(
+            given, "OMPI_COMM_WORLD_LOCAL_RANK", below=("OMPI_COMM_WORLD_LOCAL_SIZE", local_world)
+        ),
+        local_world=local_world,
+        store_address=given.get("MASTER_ADDR") or "127.0.0.1",
+        store_port=_number(given, "MASTER_PORT", least=1) if given.get("MASTER_PORT") else port,
+        launched_by="openmpi",
+    )
+
+
 def _slurm_place(given: Mapping[str, str]) -> Place:
     missing = [name for name in _SLURM_NEEDED if not given.get(name)]
     if missing:
@@ -121,8 +176,11 @@ def _slurm_place(given: Mapping[str, str]) -> Place:
         )
     world = _number(given, "SLURM_STEP_NUM_TASKS", least=1)
     step = given.get("SLURM_STEP_ID", "0")
-    # Two jobs on one node must not meet: the port follows from job and step, the same on every rank.
-    port = 20000 + (int(given["SLURM_JOB_ID"]) * 31 + (int(step) if step.isdigit() else 0)) % 20000
+    # Two jobs on one node must not meet, nor a requeued job what is left of its last start: the port follows from
+    # job, step and restart, the same on every rank; below 32768, where the system takes ports for itself.
+    again = given.get("SLURM_RESTART_COUNT", "0")
+    number = [int(text) if text.isdigit() else 0 for text in (given["SLURM_JOB_ID"], step, again)]
+    port = 20000 + (number[0] * 31 + number[1] * 7 + number[2]) % 12000
     return Place(
         rank=_number(given, "SLURM_PROCID", below=("SLURM_STEP_NUM_TASKS", world)),
         world=world,

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -47,7 +49,16 @@ def run_local(
     the ranks. Whatever happens, also kill -9 of this process, no rank stays behind.
     """
     command = [sys.executable, "-m", "forgepress.launch", *arguments]
-    return LocalRanks(command, ranks, run_folder=run_folder, timeout=timeout).run().exit_code
+    session = uuid.uuid4().hex[:12]
+    local = LocalRanks(command, ranks, run_folder=run_folder, timeout=timeout, session=session)
+    outcome = local.run()
+    if run_folder and outcome.exit_code not in (0, PREEMPTED):
+        from ..trainer.history import write_end  # rank 0 may have been killed, or know only a consequence
+
+        reason = outcome.message.removeprefix("error: ") or "stopped before a checkpoint could be saved"
+        with suppress(OSError):
+            write_end(run_folder, session, "failed", reason)
+    return outcome.exit_code
 
 
 def free_port() -> int:
@@ -69,7 +80,9 @@ class LocalRanks:
         timeout: float = 60.0,
         silence: float = SILENCE,
         quiet: bool = False,
+        session: str = "",
     ) -> None:
+        self._session = session  # what the ranks call this start in the run's history
         self._command, self._ranks, self._run_folder = list(command), ranks, run_folder
         self._timeout, self._silence, self._quiet = timeout, silence, quiet
         self._processes: list[subprocess.Popen[Any]] = []
@@ -107,6 +120,8 @@ class LocalRanks:
                 "FORGEPRESS_PARENT": str(os.getpid()),
                 "FORGEPRESS_BOARD": str(self._board.descriptor),
             }
+            if self._session:
+                environment["FORGEPRESS_SESSION"] = self._session
             output = self._output(rank)
             if output is not None and self._run_folder:
                 environment["FORGEPRESS_HAS_LOG"] = "1"

@@ -56,7 +56,7 @@ def run_rank(
     except ForgepressError as error:  # told below, once there is somebody to tell it to
         trouble = error
     try:
-        watch = _make_watch(place, timeout=timeout, silence=silence, log=log)
+        watch = _make_watch(place, run_folder, timeout=timeout, silence=silence, log=log)
         if trouble is not None:
             raise trouble
         function(replace(place, watch=watch))
@@ -106,11 +106,17 @@ def _start_log(place: Place, run_folder: Path | None) -> TextIO | None:
         tee_output(log)
     with suppress(OSError):
         log.write(heading(place.rank, place.world, place.host, os.getpid()))
+        names = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+        log.write(
+            "   " + " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ) + "\n"
+        )
     dump_stacks_on_signal(log)
     return log
 
 
-def _make_watch(place: Place, *, timeout: float, silence: float | None, log: TextIO | None) -> Watch:
+def _make_watch(
+    place: Place, run_folder: Path | None, *, timeout: float, silence: float | None, log: TextIO | None
+) -> Watch:
     parent = int(os.environ.pop(_PARENT, "0"))  # popped: a process that a rank starts is no rank of ours
     board = os.environ.pop(_BOARD, "")
     if board:
@@ -119,4 +125,4 @@ def _make_watch(place: Place, *, timeout: float, silence: float | None, log: Tex
         return Watch()
     from .store_watch import StoreWatch
 
-    return StoreWatch(place, timeout=timeout, silence=silence, log=log)
+    return StoreWatch(place, timeout=timeout, silence=silence, log=log, run_folder=run_folder)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import ForgepressError
@@ -41,8 +42,15 @@ class StoreWatch(Watch):
     """Publishes this rank's beats, reads everybody's, and ends this process when a rank anywhere has failed."""
 
     def __init__(
-        self, place: Place, *, timeout: float = 60.0, silence: float | None = None, log: TextIO | None = None
+        self,
+        place: Place,
+        *,
+        timeout: float = 60.0,
+        silence: float | None = None,
+        log: TextIO | None = None,
+        run_folder: Path | None = None,
     ) -> None:
+        self._run_folder = run_folder  # whose history hears how it ended
         self._page = Page()
         self._page.rank = place.rank
         self.beat = self._page.beat
@@ -181,6 +189,7 @@ class StoreWatch(Watch):
                 faulthandler.dump_traceback(self._log)
         if speaks:
             print(text, file=sys.__stderr__, flush=True)
+            self._write_history(text)
         guilty = standings[verdict.failure.rank]
         stopped_here = guilty.stopped and guilty.host == self._place.host and guilty.rank != self._place.rank
         if stopped_here and guilty.process:
@@ -193,6 +202,13 @@ class StoreWatch(Watch):
         if self._hosts_store():
             time.sleep(1.5 * self._period)  # all others must be able to read the verdict
         os._exit(verdict.failure.exit_code or 1)
+
+    def _write_history(self, text: str) -> None:
+        if self._run_folder:
+            from ..trainer.history import session_id, write_end
+
+            with suppress(OSError):
+                write_end(self._run_folder, session_id(), "failed", text.removeprefix("error: "))
 
     def _leave(self) -> None:
         """Publishes the end; with the store in our own process also waits until the others have ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,21 @@ def diff(before: RunConfig, after: RunConfig, *, under: Sequence[str] = ()) -> t
     """Every key whose value differs, in key order; `under` keeps those below the given top-level words."""
     found = _walk(before.model_dump(mode="json"), after.model_dump(mode="json"), ())
     return tuple(each for each in found if not under or each.path[0] in under)
+
+
+_DECIDING = ("seed", "model", "data", "optimizer", "precision", "phases")
+_HARMLESS = (("data", "prefetch"),)
+
+
+def deciding_differences(written: Mapping[str, Any], config: RunConfig) -> tuple[Difference, ...]:
+    """What differs between the config.yaml of a run folder and `config` among the keys that decide the result.
+
+    Not the mesh, tracking, evaluation, checkpoints and exports, and no key that the version before did not know.
+    """
+    before = {key: written[key] for key in _DECIDING if key in written}
+    after = config.model_dump(mode="json", include=set(before))
+    found = _walk(before, after, ())
+    return tuple(each for each in found if each.before != ABSENT and each.path not in _HARMLESS)
 
 
 def _walk(before: Any, after: Any, path: Path) -> Iterator[Difference]:

@@ -23,7 +23,7 @@ from .logbook import Logbook
 from .models import build_model
 from .precision import LossScaler, tiny_as_zero
 from .preflight import refuse
-from .run_folder import claim, keep_config
+from .run_folder import claimed, keep_config, session
 from .same_run import bound_to_phase, refuse_another_run
 from .step import Steps
 
@@ -69,7 +69,11 @@ class Trainer:
         config, mesh = self.config, self.mesh
         self.data = open_data(config, mesh)
         refuse(config, mesh.world, self.data.source)
-        claim(config, mesh, fresh=self.fresh)  # `fresh` deletes: not before all is known to be right
+        with claimed(config, mesh, fresh=self.fresh):  # `fresh` deletes: not before all is known to be right
+            return self._fit()
+
+    def _fit(self) -> dict[str, Any]:
+        config, mesh = self.config, self.mesh
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
         self.scaler = LossScaler() if config.precision == "fp16" else None
         self.checkpoints = Checkpoints(
@@ -90,10 +94,11 @@ class Trainer:
             if saved is not None:
                 self.logbook.final_loss = saved.state["final_loss"]
                 self.logbook.say(f"resumed from step {self.step} ({saved.folder})")
-            with tiny_as_zero():
-                self._phases(self.data.train.stream())
-            self._say_wait()
-            summary = self._deliver()
+            with session(config, mesh, sum(self.phase_steps), lambda: self.step):
+                with tiny_as_zero():
+                    self._phases(self.data.train.stream())
+                self._say_wait()
+                summary = self._deliver()
             finished = True
             return summary
         finally:

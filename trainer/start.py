@@ -26,8 +26,11 @@ def on_mesh(config: RunConfig, place: Any) -> Iterator[Mesh]:
     alone: Any = SimpleNamespace(rank=0, world=1, local_world=1)
     place = place or alone
     rank, world, here = place.rank, place.world, place.local_world
-    slurm = world > 1 and place.launched_by == "slurm"  # others leave MASTER_ADDR and MASTER_PORT
-    meeting = f"tcp://{place.store_address}:{place.store_port}" if slurm else None
+    alien = world > 1 and place.launched_by in (
+        "slurm",
+        "openmpi",
+    )  # others leave MASTER_ADDR and MASTER_PORT
+    meeting = f"tcp://{place.store_address}:{place.store_port}" if alien else None
     # Two ranks cannot share a GPU under NCCL: more ranks than GPUs is a trial of a mesh, which the CPU can do.
     device = "cuda" if 0 < here <= torch.cuda.device_count() else "cpu"
     # The watch speaks first: its message names the rank that the others wait for.

@@ -3,7 +3,7 @@ import os
 import pytest
 from forgepress.errors import ConfigError
 from forgepress.launch import Place, read_place
-from forgepress.launch.environment import child_environment, threads_per_rank
+from forgepress.launch.environment import child_environment, is_restart, threads_per_rank
 
 TORCHRUN = {
     "RANK": "3",
@@ -89,6 +89,39 @@ def test_a_batch_shell_or_a_step_of_one_task_is_not_a_launch():
     batch = {name: value for name, value in SLURM.items() if "STEP" not in name}
     assert read_place(batch).launched_by == "nothing"
     assert read_place(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}).launched_by == "nothing"
+
+
+MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "job-1",
+}
+
+
+def test_open_mpi_is_read_and_must_say_where_several_hosts_meet():
+    place = read_place(MPI)
+    assert (place.rank, place.world, place.local_rank, place.launched_by) == (1, 2, 1, "openmpi")
+    assert place.store_port != read_place(MPI | {"PMIX_NAMESPACE": "job-2"}).store_port
+    two_hosts = MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    with pytest.raises(ConfigError, match="MASTER_ADDR, MASTER_PORT missing"):
+        read_place(two_hosts)
+    assert read_place(two_hosts | {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}).store_port == 1234
+    with pytest.raises(ConfigError, match="OMPI_COMM_WORLD_RANK missing"):
+        read_place({name: value for name, value in MPI.items() if name != "OMPI_COMM_WORLD_RANK"})
+
+
+def test_torchrun_goes_before_open_mpi_and_that_before_slurm():
+    assert read_place(SLURM | MPI | TORCHRUN).launched_by == "torchrun"
+    assert read_place(SLURM | MPI).launched_by == "openmpi"
+    assert read_place(SLURM | MPI | {"OMPI_COMM_WORLD_SIZE": "1"}).launched_by == "slurm"
+
+
+def test_a_requeued_job_does_not_meet_what_is_left_of_its_last_start():
+    assert read_place(SLURM | {"SLURM_RESTART_COUNT": "1"}).store_port != read_place(SLURM).store_port
+    assert is_restart({"SLURM_RESTART_COUNT": "1"}) and is_restart({"TORCHELASTIC_RESTART_COUNT": "2"})
+    assert not is_restart({"SLURM_RESTART_COUNT": "0"}) and not is_restart({})
 
 
 def test_a_half_set_slurm_step_is_refused_by_name():
