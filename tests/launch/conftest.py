@@ -24,7 +24,8 @@ sys.exit(LocalRanks(command, int(sys.argv[3]), run_folder=Path(sys.argv[4]), tim
 @pytest.fixture(autouse=True)
 def _no_outer_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests may themselves run under a launcher; few threads, because several ranks share few cores."""
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_", "FORGEPRESS_"))]:
+    outer = ("SLURM_", "TORCHELASTIC_", "FORGEPRESS_")
+    for name in [name for name in os.environ if name.startswith(outer) and name != "SLURM_CONF"]:
         monkeypatch.delenv(name)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
