@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError, ForgepressError
-from . import cli_runs, cli_slurm  # noqa: F401  (they register their commands)
+from . import cli_runs, cli_slurm, cli_sweep  # noqa: F401  (they register their commands)
 from .commands import Ranks, Words, app, command, degrees, existing, load, split_words, verify_app
 
 

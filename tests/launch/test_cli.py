@@ -8,7 +8,7 @@ from forgepress.launch.cli import degrees, main, split_words
 
 COMMANDS = (
     *("train", "check", "verify", "export", "report", "techniques", "schema", "bench"),
-    *("runs", "doctor", "slurm"),
+    *("runs", "doctor", "slurm", "sweep", "compare"),
 )
 
 
