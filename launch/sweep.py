@@ -182,7 +182,7 @@ def _told(point: Point, run: RunLine, code: int, sweep: Path) -> str:
 def _axis(key: str, text: str) -> Axis | None:
     if match := _RANGE.match(text.strip()):
         numbers = _numbers(key, match[2])
-        low, high, step = (*numbers, 0.0)[:3]
+        low, high, step = (*numbers, 0.0, 0.0, 0.0)[:3]
         log = bool(match[1])
         if not low < high or step < 0 or (log and (low <= 0 or step)) or len(numbers) not in (2, 3):
             raise ConfigError(

@@ -94,7 +94,7 @@ def test_the_table_the_csv_and_the_plot_show_every_point(tmp_path: Path):
     assert pareto(lines, ["accuracy", "bytes"]) == [0, 2]
     written = write_results(tmp_path, lines)
     assert [path.name for path in written] == ["results.csv", "pareto.svg"]
-    assert len(list(csv.DictReader((tmp_path / "results.csv").open()))) == 4
+    assert len(list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))) == 4
     svg = ElementTree.parse(tmp_path / "pareto.svg").getroot()
     dots = [element for element in svg.iter() if element.tag.endswith("circle")]
     assert len(dots) == 3 and sum(dot.get("fill") == "#c40" for dot in dots) == 2
