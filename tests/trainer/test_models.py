@@ -193,10 +193,10 @@ def test_gpt_takes_shorter_rows_and_refuses_longer_ones():
         module(torch.zeros(2, 10, dtype=torch.int64))
 
 
-def test_a_tied_gpt_shares_one_weight_and_has_no_order():
+def test_a_tied_gpt_shares_one_weight_and_only_its_blocks_are_units():
     built = build_model({**GPT, "tied": True})
     assert built.module.get_parameter("head.weight") is built.module.get_parameter("embed.tokens.weight")
-    assert built.layout.order == () and built.layout.units == ("blocks.0", "blocks.1")
+    assert built.layout.order[0] == "embed" and built.layout.units == ("blocks.0", "blocks.1")
 
 
 def test_gpt_drops_out_in_training_only():
