@@ -53,18 +53,18 @@ def home_of_outputs(schedule: str, ranks: int) -> int:
 def bubble(schedule: str, ranks: int, microbatches: int, per_rank: int) -> float:
     """Share of a step's time in which a pipeline rank waits, stages of equal cost and free communication.
 
-    per_rank: stages on each rank. (p - 1) / (v · m + p - 1) for p ranks, v stages a rank and m micro-batches where
-    backward takes twice as long as forward; the schedules that compute weight gradients apart fill that time.
-    source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2; Qi et al. 2023, arXiv:2401.10241, table 1: with
-    forward, activation and weight gradients of equal length, (p - 1) · (forward + activation - weight) remain of
-    the plain split schedule's bubble, and none of ZBV's and DualPipeV's once m >= 2p - 1.
+    per_rank: stages on each rank. (p - 1) / (v · m + p - 1) for p ranks, v stages a rank and m micro-batches. Where
+    activation and weight gradients are computed apart (each as long as a forward), a third of that waiting is left;
+    ZBV has none from 2p - 1 micro-batches on; DualPipeV, its forward and backward one after the other, two thirds.
+    source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2; Qi et al. 2023, arXiv:2401.10241, table 1;
+    github.com/deepseek-ai/DualPipe, table of bubbles: (PP/2 - 1)(F&B + B - 3W) with PP = 2p stages.
     """
     p, m, v = ranks, microbatches, per_rank
     kind = SCHEDULES[schedule]
-    if kind.folded:
+    if schedule == "zbv":
         missing = max(0, 2 * p - 1 - m)
         return missing / (missing + 2 * m) if p > 1 else 0.0
-    waiting = (p - 1) / 3 if kind.splits else p - 1
+    waiting = (p - 1) * (2 / 3 if kind.folded else 1 / 3 if kind.splits else 1)
     return waiting / (v * m + waiting)
 
 
