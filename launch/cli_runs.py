@@ -15,7 +15,7 @@ def runs(
     ] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="For scripts: a JSON list.")] = False,
 ) -> None:
-    """List runs with state (running, finished, failed why, preempted, killed, queued), step and main metric."""
+    """List runs with state (running, finished, failed why, preempted, killed, submitted), step and main metric."""
     from .runs import as_json, find_runs, table
 
     found = find_runs(folder)

@@ -20,7 +20,7 @@ class RunLine:
     """One run folder at a glance."""
 
     name: str
-    state: str  # queued, running, finished, failed, preempted, killed
+    state: str  # submitted, running, finished, failed, preempted, killed
     step: int | None = None  # optimizer steps in the metrics so far
     total_steps: int | None = None
     metric: str = ""  # the main metric's name
@@ -57,7 +57,11 @@ def read_run(folder: Path) -> RunLine:
         state, reason = "finished", ""
     else:
         job = _json(folder / "slurm" / "job.json").get("job")
-        state, reason = ("queued", f"SLURM job {job}") if job else ("failed", "ended before the first step")
+        state, reason = (
+            ("submitted", f"SLURM job {job}: see forgepress slurm status")
+            if job
+            else ("failed", "ended before the first step")
+        )
     return RunLine(
         name=folder.name,
         state=state,

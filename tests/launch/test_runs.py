@@ -70,7 +70,7 @@ def test_runs_are_listed_with_state_step_and_main_metric(tmp_path: Path):
     assert {name: run.state for name, run in found.items()} == {
         "one": "finished",
         "two": "preempted",
-        "queued": "queued",
+        "queued": "submitted",
     }
     assert (found["two"].step, found["two"].metric, found["two"].value) == (4, "accuracy", 0.75)
     assert "accuracy 0.75" in table(list(found.values())) and "SLURM job 77" in table(list(found.values()))
