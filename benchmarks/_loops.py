@@ -138,8 +138,15 @@ def without_technique(turns: Turns) -> None:
     train(turns, model="lenet_5", flatten=False)
 
 
-def train(turns: Turns, *, model: str, flatten: bool, technique: dict[str, Any] | None = None) -> None:
-    """A run that is longer than the measurement, with at most one technique."""
+def train(
+    turns: Turns,
+    *,
+    model: str | dict[str, Any],
+    flatten: bool,
+    technique: dict[str, Any] | None = None,
+    parallel: dict[str, Any] | None = None,
+) -> None:
+    """A run that is longer than the measurement, with at most one technique; replicas unless `parallel` says else."""
     steps = 20_000 if technique else ENDLESS * 469
     config = RunConfig.model_validate(
         {
@@ -150,7 +157,7 @@ def train(turns: Turns, *, model: str, flatten: bool, technique: dict[str, Any] 
                 "batch": BATCH,
                 "transform": {**TRANSFORM, "flatten": flatten},
             },
-            "parallel": {"replicate": turns.ranks},
+            "parallel": parallel or {"replicate": turns.ranks},
             "optimizer": {"name": "adam", "lr": RATE},
             "phases": [{"name": "timed", "steps": steps, "techniques": [technique] if technique else []}],
             "tracking": {"every": NOTE_EVERY},

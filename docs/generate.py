@@ -152,9 +152,21 @@ def techniques() -> str:
         "[Adding a technique](adding_a_technique.md) shows how to write one.",
         "",
     ]
+    lines += ["## Where each is proven", "", *_support(), ""]
     for name, kind in known().items():
         lines += _dataclass_section(name, kind)
     return _page(lines)
+
+
+def _support() -> list[str]:
+    """The table of the contract tests: a technique on a mesh or engine without ✓ is refused by `check`."""
+    from forgepress.trainer.support import table
+
+    heading, *rows = table()
+    said = "By the contract tests: losses, masks and weights are those of one process, also where another mesh or"
+    lines = [said, "engine has begun the run. A combination without ✓ is refused at `check`.", ""]
+    lines += [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
+    return lines + [f"| {' | '.join([f'`{row[0]}`', *row[1:]])} |" for row in rows]
 
 
 def models() -> str:

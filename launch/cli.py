@@ -151,6 +151,22 @@ def export(
         typer.echo(str(written))
 
 
+@command(app, "convert")
+def convert(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder or one checkpoint in it.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write.")],
+    format: Annotated[
+        str, typer.Option("--format", help="safetensors, or transformers for models that come from there.")
+    ] = "safetensors",
+) -> None:
+    """Write a checkpoint's plain weights for other programs, whatever engine and mesh trained it."""
+    from ..trainer.convert import convert as write
+
+    typer.echo(str(write(existing(path), folder, format=format)))
+
+
 @command(app, "report")
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write RUN's report.html from its metrics and summary."""

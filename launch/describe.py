@@ -7,10 +7,24 @@ from ..compression.registry import technique_class, techniques
 
 
 def table_of_techniques() -> str:
-    """One line per technique: name and the first line of its docstring."""
+    """One line per technique: name and the first line of its docstring; then where each is proven."""
     known = techniques()
     width = max((len(name) for name in known), default=0)
-    return "\n".join(f"{name:<{width}}  {_first_line(kind)}" for name, kind in sorted(known.items()))
+    lines = [f"{name:<{width}}  {_first_line(kind)}" for name, kind in sorted(known.items())]
+    return "\n".join([*lines, "", *_support()])
+
+
+def _support() -> list[str]:
+    """Where each technique is proven; places are numbered, for their names are long."""
+    from ..trainer.support import table
+
+    (_, *places), *rows = table()
+    width = max((len(name) for name, *_ in rows), default=0)
+    numbers = range(1, len(places) + 1)
+    head = [f"proven on {number}: {place}" for number, place in zip(numbers, places, strict=True)]
+    lines = [f"{'':<{width}}  {' '.join(f'{number:>2}' for number in numbers)}"]
+    lines += [f"{name:<{width}}  {' '.join(f'{mark:>2}' for mark in marks)}" for name, *marks in rows]
+    return [*head, *lines]
 
 
 def describe_technique(name: str) -> str:

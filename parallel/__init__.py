@@ -1,5 +1,6 @@
 """The mesh and the engines that spread one model over it."""
 
+from .engine import Engine, Masters
 from .layout import Layout
 from .mesh import AXES, DATA_AXES, Mesh, degrees_for
 from .native import NativeEngine
@@ -10,7 +11,9 @@ from .whole import divided_as, full_tensor, gather, local_part, place, scatter
 __all__ = [
     "AXES",
     "DATA_AXES",
+    "Engine",
     "Layout",
+    "Masters",
     "Mesh",
     "NativeEngine",
     "degrees_for",

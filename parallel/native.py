@@ -1,6 +1,6 @@
 """The native engine: one model on any product of pipeline, replicate, shard and tensor axes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,18 +8,17 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .data_parallel import WholeModel
+from .engine import Inputs, Loss
 from .layout import Layout
 from .mesh import Mesh
 from .microbatches import InHand, cut, row_counts
 
-Inputs = Callable[[Mapping[str, Tensor]], Any]
-"""columns → what the model is called with: one tensor, or a dict of keyword arguments."""
-Loss = Callable[[Any, Mapping[str, Tensor], Tensor | None], Tensor]
-"""(outputs, columns, valid) → scalar, already divided by the GLOBAL count."""
-
 
 class NativeEngine:
     """Runs forward and backward of a model that is spread over a mesh; gradients equal those of one process."""
+
+    masters = None
+    coordinates = None
 
     def __init__(
         self,
@@ -95,6 +94,9 @@ class NativeEngine:
     def home_of_outputs(self) -> int:
         """The pipeline rank on which `forward` gives outputs and the loss is computed."""
         return 0 if self._pipeline is None else self._pipeline.home_of_outputs
+
+    def written(self, dense: Mapping[str, Tensor] | None = None) -> None:
+        """As `Engine.written`: parameters are what the forward reads."""
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -173,3 +175,8 @@ class NativeEngine:
         for whole in self._whole:
             whole.release()
         return outputs
+
+    def close(self) -> None:
+        """As `Engine.close`."""
+        self.zero_grad()
+        self.parts, self._whole, self._pipeline, self._parameters = [], [], None, {}

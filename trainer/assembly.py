@@ -18,18 +18,18 @@ from ..compression import (
     Weight,
     name_of,
     replay,
-    weights_of,
 )
 from ..compression.keep import between_keepers
 from ..compression.replay import PlanEntry
 from ..errors import ConfigError
-from ..parallel import AXES, Layout, Mesh, NativeEngine
-from ..parallel.recompute import recompute, recomputed
+from ..parallel import AXES, Engine, Layout, Mesh
+from ..parallel.recompute import recomputed
 from .config import PhaseConfig, RunConfig
+from .engines import make_engine, views_of
 from .gradients import PARTS
 from .models import BuiltModel, build_model
+from .moving import Moving
 from .optimizers import build_optimizer
-from .precision import compute_in
 from .tasks import Task, task_for
 from .teacher import Teachers
 from .teacher_fit import fit
@@ -45,16 +45,22 @@ class Assembly:
 
     phase: PhaseConfig
     built: BuiltModel
-    engine: NativeEngine
+    engine: Engine
     weights: list[Weight]
     optimizer: torch.optim.Optimizer
     chain: Chain
     task: Task
     plan: list[PlanEntry]
     names: list[str]  # all parameters of the whole model, in its order
+    moving: Moving | None = None
+    """Where the engine moves the weights itself."""
 
     def moments(self) -> dict[str, tuple[Weight, Tensor]]:
-        """Optimizer state shaped like its weight: ``name/key`` → (weight, local tensor)."""
+        """Optimizer state shaped like its weight: ``name/key`` → (weight, local tensor). Collective."""
+        if self.engine.masters is not None:
+            by_name = {w.name: w for w in self.weights}
+            states = self.engine.masters.states()
+            return {key: (by_name[key.rsplit("/", 1)[0]], state) for key, state in states.items()}
         return {
             f"{w.name}/{key}": (w, value)
             for w in self.weights
@@ -64,6 +70,8 @@ class Assembly:
 
     def counts(self) -> dict[str, Tensor]:
         """Optimizer state that is one number per weight (Adam's step): ``name/key`` → 0-dim tensor."""
+        if self.engine.masters is not None:
+            return self.engine.masters.counts()
         return {
             f"{w.name}/{key}": value
             for w in self.weights
@@ -120,40 +128,43 @@ def assemble(
     parallel = config.parallel
     built = built.cuttable() if mesh.pipeline > 1 else built
     layout = layout_of(built, config, plan)
-    again = recomputed(built.module, layout, parallel.recompute)
-    engine = NativeEngine(
+    engine = make_engine(
+        config,
+        phase,
         built.module,
         layout,
         mesh,
-        schedule=parallel.schedule,
-        microbatches=parallel.microbatches,
-        stages=parallel.stages,
         costs=built.stage_costs() if mesh.pipeline > 1 and parallel.stages is None else None,
+        looked_at=bool(techniques),
+        again=recomputed(built.module, layout, parallel.recompute),
     )
-    for part in engine.parts:
-        recompute(part, again)
-        compute_in(part, config.precision, mesh.device)
     task = _task(built.task, items_per_row)
-    coordinates = {axis: mesh.coordinates[axis] for axis in PARTS if axis != "pipeline"}
-    weights = weights_of(engine.parameters(), coordinates)
+    weights = views_of(engine, mesh)
+    masters = engine.masters
     return Assembly(
         phase=phase,
         built=built,
         engine=engine,
         weights=weights,
-        optimizer=make_optimizer(config, phase, weights),
+        optimizer=masters.optimizer if masters is not None else make_optimizer(config, phase, weights),
         chain=make_chain(config, techniques, weights, mesh, facts, task, engine, steps=steps),
         task=task,
         plan=list(plan),
         names=names,
+        moving=Moving(engine, weights, mesh) if masters is not None else None,
     )
 
 
 def make_state(
     assembly: Assembly, keys: Sequence[str]
 ) -> tuple[dict[str, tuple[Weight, Tensor]], dict[str, Tensor]]:
-    """Empty optimizer state for the saved ``name/key`` entries whose weights live here: (moments, counts)."""
+    """Empty optimizer state for the saved ``name/key`` entries whose weights live here: (moments, counts).
+
+    When it is filled, as all parameters are, call `settle`.
+    """
     by_name = {w.name: w for w in assembly.weights}
+    if assembly.moving is not None:
+        return _loose_state(by_name, keys)
     for full in keys:
         name, key = full.rsplit("/", 1)
         if name in by_name:
@@ -162,6 +173,32 @@ def make_state(
             value = torch.zeros((), device=like.device) if key == "step" else torch.zeros_like(like)
             assembly.optimizer.state[weight.tensor][key] = value
     return assembly.moments(), assembly.counts()
+
+
+def settle(
+    assembly: Assembly, moments: Mapping[str, tuple[Weight, Tensor]], counts: Mapping[str, Tensor]
+) -> None:
+    """Parameters, dense copies and the state that `make_state` gave were written: training goes on with them."""
+    if assembly.moving is not None:
+        assembly.moving.settle_all({key: local for key, (_, local) in moments.items()}, counts)
+    else:
+        assembly.engine.written()
+
+
+def _loose_state(
+    by_name: Mapping[str, Weight], keys: Sequence[str]
+) -> tuple[dict[str, tuple[Weight, Tensor]], dict[str, Tensor]]:
+    """Room for state that the engine takes over afterwards."""
+    moments, counts = {}, {}
+    for full in keys:
+        name, key = full.rsplit("/", 1)
+        if name in by_name:
+            local = by_name[name].local
+            if key == "step":
+                counts[full] = torch.zeros((), device=local.device)
+            else:
+                moments[full] = (by_name[name], torch.zeros_like(local))
+    return moments, counts
 
 
 def _refuse_idle(techniques: Sequence[Technique], model: nn.Module, phase: PhaseConfig) -> None:
@@ -207,7 +244,7 @@ def make_chain(
     mesh: Mesh,
     facts: Facts,
     task: Task,
-    engine: NativeEngine,
+    engine: Engine,
     *,
     steps: int,
 ) -> Chain:

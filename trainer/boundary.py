@@ -24,6 +24,7 @@ from .assembly import (
     make_optimizer,
     make_state,
     nowhere,
+    settle,
     techniques_for,
     whole_model,
 )
@@ -48,16 +49,16 @@ def next_phase(
         _keep_as_teacher(now, plan, whole, config, mesh, facts)
     techniques = techniques_for(config, phase, plan, facts)
     same_optimizer = config.optimizer_of(phase).name == config.optimizer_of(now.phase).name
-    if whole is None and not any(t.changes_model for t in techniques):
-        optimizer = make_optimizer(config, phase, now.weights)
-        if same_optimizer:
-            optimizer.state.update(now.optimizer.state)
+    stays = same_optimizer or now.moving is None  # an engine that moves the weights is bound to its optimizer
+    if whole is None and stays and not any(t.changes_model for t in techniques):
+        optimizer = _go_on(now, config, phase, techniques, same_optimizer)
         chain = make_chain(config, techniques, now.weights, mesh, facts, now.task, now.engine, steps=steps)
         return Assembly(**{**vars(now), "phase": phase, "optimizer": optimizer, "chain": chain, "plan": plan})
     if whole is None:
         whole = _gather(now, mesh, with_moments=same_optimizer)
     if mesh.rank == 0:
         _prepare(whole, whole_model(config, plan, facts).module, techniques)
+    now.engine.close()
     then = assemble(
         config, phase, plan, mesh, facts, steps=steps, items_per_row=now.task.uniform_items_per_row
     )
@@ -75,6 +76,8 @@ def finalize(
     model finalize one without values, so that none can write into a copy that is then dropped.
     """
     now.chain.finish()
+    if now.moving is not None:
+        now.moving.adopt()
     techniques, records = now.chain.techniques, []
     states = [_state(now.chain, index, mesh) for index in range(len(techniques))]
     whole: Whole | None = None
@@ -186,6 +189,7 @@ def _gather(now: Assembly, mesh: Mesh, *, with_moments: bool) -> Whole:
 def _scatter(whole: Whole, then: Assembly, mesh: Mesh, *, with_moments: bool) -> None:
     scatter(whole["model"], then.engine, mesh)
     if not with_moments:
+        settle(then, {}, {})
         return
     keys = [[*whole["moments"], *whole["counts"]]]
     if mesh.world > 1:
@@ -193,6 +197,20 @@ def _scatter(whole: Whole, then: Assembly, mesh: Mesh, *, with_moments: bool) ->
     moments, counts = make_state(then, keys[0])
     scatter(whole["moments"], {key: weight.wrap(local) for key, (weight, local) in moments.items()}, mesh)
     scatter(whole["counts"], counts, mesh)
+    settle(then, moments, counts)
+
+
+def _go_on(
+    now: Assembly, config: RunConfig, phase: PhaseConfig, techniques: Sequence[Technique], same: bool
+) -> torch.optim.Optimizer:
+    """The next phase's optimizer on the model as it stands. Collective."""
+    if now.moving is not None:
+        now.moving.retune(config.optimizer_of(phase), looked_at=bool(techniques))
+        return now.optimizer
+    optimizer = make_optimizer(config, phase, now.weights)
+    if same:
+        optimizer.state.update(now.optimizer.state)
+    return optimizer
 
 
 def _name(key: str) -> str:

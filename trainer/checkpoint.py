@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ..errors import CheckpointError
 from ..parallel import Mesh
 from . import checkpoint_files as files
-from .assembly import Assembly, make_state
+from .assembly import Assembly, make_state, settle
 from .checkpoint_reader import SafeReader
 
 Tensors = dict[str, Tensor]
@@ -170,6 +170,7 @@ class Checkpoints:
                 "or start it over with --fresh"
             ) from error
         assembly.chain.load(saved.state["techniques"], {k: t for k, (_, t) in chain.items()})
+        settle(assembly, moments, counts)
 
 
 def open_saved(folder: Path) -> Saved:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from .config_base import Part
+from .config_engines import AccelerateConfig, DeepSpeedConfig
 from .config_values import check_source
 
 Count = Annotated[int, Field(ge=1)]  # how many of something that must exist
@@ -14,19 +16,6 @@ Every = Annotated[int, Field(ge=0)]  # optimizer steps between two events; 0 is 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Listed = Field(strict=False)  # YAML has lists only; they are kept as tuples, so that a config cannot change
-
-
-class Part(BaseModel):
-    """A frozen piece of the config. Unknown keys and values of another type ("5" is not 5) are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class TransformConfig(Part):
@@ -109,6 +98,9 @@ class ParallelConfig(Part):
     """The degrees of the mesh. Their product is the number of ranks."""
 
     engine: Literal["native", "deepspeed", "accelerate"] = "native"
+    """Who spreads the model: Forgepress itself on any mesh, or one of the libraries on replicate and shard."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    accelerate: AccelerateConfig = AccelerateConfig()
     replicate: Count = 1
     """Whole copies of the model (DDP)."""
     shard: Count = 1

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from torch import Tensor
+
+from ..compression.replay import PlanEntry
 from ..errors import CheckpointError, ConfigError
 from ..parallel import Mesh
 from ..parallel.whole import gather
-from .assembly import assemble, whole_model
+from .assembly import Assembly, Facts, assemble, whole_model
 from .boundary import finalize
 from .checkpoint import Checkpoints, Saved, open_saved
 from .checkpoint_files import damage
-from .config import ExportConfig, RunConfig
+from .config import ExportConfig, ParallelConfig, RunConfig
 from .data import open_data
 from .delivery import FORMATS, write_artifacts
 from .delivery_formats import what_is_missing
+from .models import BuiltModel
 
 
 def export(path: str | Path, formats: Sequence[str] | None = None) -> list[Path]:
@@ -28,11 +33,34 @@ def export(path: str | Path, formats: Sequence[str] | None = None) -> list[Path]
     raises:  CheckpointError where there is no whole checkpoint, ConfigError for an unknown format or one whose
         libraries are not installed; NoOpError where an integer format leaves a layer in float.
     """
-    given = Path(path).resolve()
-    run_folder = given.parent.parent if given.parent.name == "checkpoints" else given
-    config = _alone(run_folder)
-    chosen = _chosen(config, formats)
-    mesh = Mesh()
+    given, run_folder = _folders(path)
+    chosen = _chosen(_alone(run_folder), formats)
+    final = final_tensors(given)
+    lines = write_artifacts(
+        final.config, final.built, final.tensors, final.plan, final.facts, chosen, final.assembly.task
+    )
+    return [run_folder / line["path"] for line in lines]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """The model of a checkpoint as the end of its phase would leave it, whole, in one process."""
+
+    config: RunConfig
+    assembly: Assembly
+    built: BuiltModel
+    plan: list[PlanEntry]
+    tensors: Mapping[str, Tensor]
+    facts: Facts
+
+
+def final_tensors(path: str | Path) -> Final:
+    """Restore a run folder's newest whole checkpoint, or ``checkpoints/step-N``, and finalize its phase.
+
+    raises: CheckpointError where there is no whole checkpoint.
+    """
+    given, run_folder = _folders(path)
+    config, mesh = _alone(run_folder), Mesh()
     saved = _one(given) if given != run_folder else _newest(run_folder, mesh)
     data = open_data(config, mesh)
     index = saved.state["phase"]
@@ -45,9 +73,14 @@ def export(path: str | Path, formats: Sequence[str] | None = None) -> list[Path]
     plan, whole = finalize(assembly, config, mesh, data.facts, with_moments=False)
     tensors = whole["model"] if whole is not None else gather(assembly.engine, mesh)
     built = whole_model(config, plan, data.facts)
-    lines = write_artifacts(config, built, tensors, plan, data.facts, chosen, assembly.task)
     data.close()
-    return [run_folder / line["path"] for line in lines]
+    return Final(config=config, assembly=assembly, built=built, plan=plan, tensors=tensors, facts=data.facts)
+
+
+def _folders(path: str | Path) -> tuple[Path, Path]:
+    """What was given, and the run's folder that it is or lies in."""
+    given = Path(path).resolve()
+    return given, given.parent.parent if given.parent.name == "checkpoints" else given
 
 
 def _chosen(config: RunConfig, formats: Sequence[str] | None) -> list[ExportConfig]:
@@ -71,7 +104,8 @@ def _alone(run_folder: Path) -> RunConfig:
     values = RunConfig.load(file).model_dump(mode="json")
     values["name"] = run_folder.name
     values["checkpoint"]["folder"] = str(run_folder.parent)
-    values["parallel"] |= {**dict.fromkeys(RunConfig.load(file).parallel.degrees, 1), "stages": None}
+    parallel = RunConfig.load(file).parallel
+    values["parallel"] = ParallelConfig(microbatches=parallel.microbatches).model_dump(mode="json")
     return RunConfig.model_validate(values)
 
 

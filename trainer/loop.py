@@ -322,6 +322,8 @@ class Trainer:
         self.interrupts.close()
         self.logbook.close()
         self.data.close()
+        if self.config.parallel.engine != "native":  # libraries keep what outlives the objects here
+            self.assembly.engine.close()
         try:
             self.checkpoints.close()
         except CheckpointError:

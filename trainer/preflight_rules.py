@@ -23,6 +23,8 @@ from ..parallel.tensor import open_after, resolve_plan
 from .config import RunConfig, TechniqueConfig
 from .config_errors import Path, Problem, keys_at, nearest
 from .models import BuiltModel
+from .preflight_engine import check_engine
+from .support import support
 from .tasks import task_for
 
 Stages = tuple[tuple[str, ...], ...]
@@ -55,9 +57,7 @@ class Found:
 def check_mesh(config: RunConfig, ranks: int, found: Found) -> None:
     """Engine, context axis, and the product of the degrees."""
     parallel = config.parallel
-    if parallel.engine != "native":
-        message = f"engine {parallel.engine} is not in this version; use engine: native"
-        found.problem(("parallel", "engine"), message)
+    check_engine(config, found.problem)
     if parallel.context > 1:
         message = (
             "context parallelism is not in this version; use context: 1, and shard or tensor to make room"
@@ -209,6 +209,8 @@ def check_techniques(
         for number, entry in enumerate(phase.techniques):
             path: Path = ("phases", index, "techniques", number)
             technique = entry.build()
+            if reason := support().refusal(entry.name, config.parallel.model_dump(exclude_none=True)):
+                found.problem(path, reason)
             if technique.needs_teacher and known:
                 technique = teach(technique, index, path) or technique
             names = technique.matched(module)

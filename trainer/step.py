@@ -38,7 +38,8 @@ class Steps:
         self.skipped = 0
         self._mesh = mesh
         self._seeds = StepSeeds(config.seed, mesh, numpy_too=not _built_in(config))
-        self._update = update_of(assembly.optimizer)
+        self._moving = assembly.moving
+        self._update = self._moving.update if self._moving else update_of(assembly.optimizer)
         self._skipped_in_a_row = 0
 
     def train_step(self, batch: Batch, global_step: int, where: Any) -> None:
@@ -70,7 +71,11 @@ class Steps:
         self.chain.before_update()
         if finite:
             self._update()
+        elif self._moving:
+            self._moving.update(finite=False)
         self.chain.after_step()
+        if self._moving:
+            self._moving.settle()
         for weight in self.assembly.weights:
             weight.drop_grad()
         self.losses += loss / self.scaler.factor if self.scaler else loss

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..compression import Technique
 from ..compression.distillation import Teacher, Want
 from ..errors import ConfigError
-from ..parallel import Mesh, NativeEngine
+from ..parallel import Engine, Mesh, NativeEngine
 from .config import RunConfig
 from .precision import compute_in
 from .tasks import task_for
@@ -31,7 +31,7 @@ class Teachers:
         config: RunConfig,
         mesh: Mesh,
         facts: Mapping[str, Any],
-        student: NativeEngine,
+        student: Engine,
     ) -> None:
         """Nothing is built before `load`: what only looks at a run needs no teacher."""
         asking: dict[str, list[Any]] = {}
@@ -80,7 +80,7 @@ class SpreadTeacher(Teacher):
         config: RunConfig,
         mesh: Mesh,
         facts: Mapping[str, Any],
-        student: NativeEngine,
+        student: Engine,
         *,
         cached: bool,
     ) -> None:

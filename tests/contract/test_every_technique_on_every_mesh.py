@@ -2,6 +2,7 @@
 
 A new technique is picked up by itself: the folder is the registry, `Technique.contract` says with which settings.
 One run is handed from mesh to mesh: each trains two steps, saves, and the next one, which is cut differently, goes on.
+Behind the native meshes come the engines of other libraries.
 At every handing over the whole model, the masks and the techniques' state are compared with those of one process.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from forgepress.compression import techniques
 from forgepress.parallel import Mesh
+from forgepress.tests.engines import ENGINES
 from forgepress.tests.meshes import MESHES
 from forgepress.tests.ranks import run_on_ranks
 from forgepress.trainer.config import RunConfig
@@ -21,14 +23,15 @@ from forgepress.trainer.step import Steps
 from forgepress.trainer.verify import Difference, Trace, Traced, compare, read_trace
 
 EVERYTHING = bool(os.environ.get("FORGEPRESS_EVERYTHING"))  # every variant on every mesh: twice as long
+PLACES = {**MESHES, **ENGINES}  # name → keys of `parallel`
 LEG = 2  # steps that one mesh trains
 
 
 def way(variant: int) -> list[str]:
-    """The meshes that a run goes through: all of them with a technique's first settings, else four, in turn."""
+    """The meshes that a run goes through: all and all engines with a technique's first settings, else four meshes."""
     meshes = list(MESHES)
     if variant == 0 or EVERYTHING:
-        return meshes
+        return list(PLACES)
     return [meshes[(3 * variant + further) % len(meshes)] for further in range(4)]
 
 
@@ -128,7 +131,7 @@ class Relay:
         while self.done < number:
             assert not self.broken, f"the run broke before, on {self.broken}"
             self.broken = self.meshes[self.done]
-            trace = run(self._config(MESHES[self.broken], "handed"), one_leg=True)
+            trace = run(self._config(PLACES[self.broken], "handed"), one_leg=True)
             assert len(trace.steps) == LEG * (self.done + 1)
             self.done, self.broken = self.done + 1, ""
         return number, read_trace(self.folder / "handed")

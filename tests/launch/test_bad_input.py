@@ -102,8 +102,11 @@ def test_what_ranks_find_is_said_once(config: str, words: list[str], says: str) 
         (["data.source={text: nothing.txt, length: 8}"], "nothing.txt"),
         (["data.source={idx: cut}"], "its header promises 31376 bytes"),
         (["data.batch=1", "parallel.microbatches=2"], "want at least 2, so that each has a row"),
-        (["parallel.engine=deepspeed"], "engine deepspeed is not in this version; use engine: native"),
-        (["parallel.engine=accelerate"], "engine accelerate is not in this version"),
+        (
+            ["parallel.engine=deepspeed", "parallel.tensor=2"],
+            "engine deepspeed has replicate and shard alone",
+        ),
+        (["parallel.engine=accelerate", "parallel.pipeline=2"], "engine accelerate has replicate"),
         (["parallel.context=2"], "context parallelism is not in this version"),
         (["parallel.tensor=7"], "parallel.tensor=7 does not divide the model's 300 fc1 features"),
         ([*GPT, "parallel.tensor=2"], "parallel.tensor=2 does not divide the model's 3 attention heads"),

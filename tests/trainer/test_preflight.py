@@ -40,9 +40,9 @@ def test_degrees_that_do_not_make_the_ranks_are_refused_with_the_number_that_doe
 
 
 @pytest.mark.parametrize("engine", ["deepspeed", "accelerate"])
-def test_engines_that_are_not_here_are_refused_by_name(engine):
-    message = refused(parallel={"engine": engine})["parallel.engine"]
-    assert message == f"engine {engine} is not in this version; use engine: native"
+def test_axes_that_an_engine_does_not_have_are_refused_by_name(engine):
+    message = refused(ranks=2, parallel={"engine": engine, "tensor": 2})["parallel.tensor"]
+    assert message == f"given 2, but engine {engine} has replicate and shard alone; use engine: native"
 
 
 def test_context_parallelism_is_refused():
@@ -75,8 +75,8 @@ def test_data_that_cannot_be_opened_are_one_problem_and_the_rest_is_still_checke
     def broken(spec, split="train"):
         raise DataError("nothing is at 'gone.txt'")
 
-    found = report(load_source=broken, parallel={"engine": "deepspeed"})
-    assert [p.path for p in found.problems] == [("parallel", "engine"), ("data", "source")]
+    found = report(load_source=broken, parallel={"recompute": 1, "engine": "deepspeed"})
+    assert [p.path for p in found.problems] == [("parallel", "recompute"), ("data", "source")]
     assert "gone.txt" in found.problems[1].message
     assert found.phases[0].steps is None  # epochs of what could not be opened
 

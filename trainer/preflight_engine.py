@@ -1,0 +1,73 @@
+"""What the engines of other libraries cannot do, said before they are imported."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from ..errors import ConfigError
+from . import engine_accelerate as accelerated
+from .config import RunConfig
+from .config_engines import AccelerateConfig, DeepSpeedConfig
+from .engine_deepspeed import Found, derive
+
+_OTHER_AXES = ("pipeline", "context", "tensor")
+
+
+def check_engine(config: RunConfig, found: Found) -> None:
+    """The engine is installed, has the axes that are asked for, and its own config says what the run says."""
+    parallel = config.parallel
+    if parallel.engine != "deepspeed" and parallel.deepspeed != DeepSpeedConfig():
+        found(("parallel", "deepspeed"), f"given with engine: {parallel.engine}; want engine: deepspeed")
+    if parallel.engine != "accelerate" and parallel.accelerate != AccelerateConfig():
+        found(("parallel", "accelerate"), f"given with engine: {parallel.engine}; want engine: accelerate")
+    if parallel.engine == "native":
+        return
+    if find_spec(parallel.engine) is None:
+        found(("parallel", "engine"), f"{parallel.engine} is not installed; pip install {parallel.engine}")
+    for axis in _OTHER_AXES:
+        degree = getattr(parallel, axis)
+        if degree > 1:
+            found(
+                ("parallel", axis),
+                f"given {degree}, but engine {parallel.engine} has replicate and shard alone; use engine: native",
+            )
+    if parallel.recompute:
+        found(
+            ("parallel", "recompute"),
+            f"given {parallel.recompute} with engine {parallel.engine}; native alone does it",
+        )
+    if parallel.engine == "deepspeed" or _accelerates_deepspeed(config, found):
+        _check_deepspeed(config, found)
+
+
+def _accelerates_deepspeed(config: RunConfig, found: Found) -> bool:
+    if config.parallel.engine != "accelerate":
+        return False
+    try:
+        asked = accelerated.derive(config, found)
+    except ConfigError as error:
+        found(("parallel", "accelerate", "config"), str(error).split(": ", 1)[-1])
+        return False
+    return asked.deepspeed is not None
+
+
+def _check_deepspeed(config: RunConfig, found: Found) -> None:
+    parallel = config.parallel
+    try:
+        stages = {derive(config, phase, found).stage for phase in config.phases[:1]}
+        for phase in config.phases[1:]:
+            derive(config, phase, found)
+    except ConfigError as error:
+        found(("parallel", "deepspeed", "config"), str(error).split(": ", 1)[-1])
+        return
+    if stages == {0} and parallel.shard > 1:
+        found(
+            ("parallel", "shard"),
+            f"given {parallel.shard} with ZeRO stage 0, which divides nothing; use replicate",
+        )
+    if stages != {0} and parallel.replicate > 1:
+        (stage,) = stages
+        found(
+            ("parallel", "replicate"),
+            f"given {parallel.replicate} with ZeRO stage {stage}; use shard for all ranks",
+        )
