@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ends import Ends
+
 
 class CommonInput:
     """The tensor that was rounded last: its ends, and what it became on which grid.
@@ -22,7 +24,7 @@ class CommonInput:
         """Let go of the tensor."""
         self._x: Tensor | None = None
         self._seen: tuple[int, bool] | None = None
-        self.ends: Tensor | None = None  # [2] (-lowest, highest) of the tensor
+        self.ends: Ends | None = None
         self.results: dict[Any, Tensor] = {}  # grid → what the tensor became
 
     def look_at(self, x: Tensor) -> None:

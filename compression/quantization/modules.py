@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from .common_input import CommonInput
+from .ends import Ends, as_tensor, ends_of, of_both
 from .grid import grid_of, levels, off_grid, spread, to_levels
 from .histogram import BINS, histogram
 from .rounding import Clips, dynamic_rounded, rounded
@@ -73,7 +74,7 @@ class ActivationQuantizer(nn.Module):
             None  # scale and zero_point, for as long as nothing changes them
         )
         self.common: CommonInput | None = None  # what other quantizers may have worked out for the same input
-        self.seen: Tensor | None = None  # [2] (-lowest, highest) since the observer last asked, on this rank
+        self._ends: Ends | None = None  # since the observer last asked, on this rank
         self.learned, self.learning = learned, False
         self.in_parts = (
             False  # whether ranks along the tensor axis see parts of the features, or all the same
@@ -137,22 +138,32 @@ class ActivationQuantizer(nn.Module):
             return "perhaps"
         ends = None if self.common is None else self.common.ends
         if ends is None:
-            ends = torch.stack((x.amin().neg(), x.amax())).float()
+            ends = ends_of(x)
             if self.common is not None:
                 self.common.ends = ends
-        self.seen = ends if self.seen is None else torch.maximum(self.seen, ends)
+        self.__dict__["_ends"] = of_both(self._ends, ends)  # a module's own way to set is slow
         if self.counts is not None:
             valid = self.rows()
             real = x if valid is None or len(valid) != len(x) else x[valid]
             counts = histogram(real)
             self._tally = counts if self._tally is None else self._tally + counts
-        if self.numbers is None:
+        if self.numbers is None or isinstance(ends, Tensor):
             return "perhaps"
-        (scale, offset), (lowest, highest), (low, high) = self.numbers, self.levels, ends.tolist()
+        (scale, offset), (lowest, highest), (low, high) = self.numbers, self.levels, ends
         beyond = max(
             lowest - offset + low / scale, high / scale - highest + offset
         )  # steps past the last level
         return "perhaps" if beyond >= 0.5 else "rim" if beyond > 0.49 else "nothing"
+
+    @property
+    def seen(self) -> Tensor | None:
+        """(-lowest, highest) of what this rank has seen since the observer last asked: float32 [2]."""
+        return None if self._ends is None else as_tensor(self._ends)
+
+    def take_seen(self) -> Tensor | None:
+        """As ``seen``, which begins anew."""
+        seen, self._ends = self.seen, None
+        return seen
 
     def tally(self) -> Tensor:
         """The histogram since it was last asked for, of what this rank has seen: int64, like ``counts``."""

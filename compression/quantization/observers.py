@@ -38,7 +38,7 @@ def observe(quantizers: Sequence[ActivationQuantizer], run: Run, observer: Obser
 
 
 def _taken(quantizer: ActivationQuantizer) -> Tensor:
-    seen, quantizer.seen = quantizer.seen, None
+    seen = quantizer.take_seen()
     return torch.full((2,), float("-inf"), device=quantizer.low.device) if seen is None else seen
 
 

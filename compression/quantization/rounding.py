@@ -59,7 +59,7 @@ class _Round(torch.autograd.Function):
         elif clips != "nothing":
             q.clamp_(ends[0] - numbers[1], ends[1] - numbers[1])
         y = q.mul_(scale).to(x.dtype)
-        ctx.ends, ctx.take, ctx.inside = ends, take, clips != "perhaps" and take is None
+        ctx.numbers, ctx.ends, ctx.take, ctx.inside = numbers, ends, take, clips != "perhaps" and take is None
         if not ctx.inside:
             ctx.save_for_backward(x, scale, zero_point, *(() if take is None else (y,)))
         return y
@@ -69,6 +69,8 @@ class _Round(torch.autograd.Function):
         if ctx.inside:
             return grads[0], *[None] * 7
         x, scale, zero_point, *y = ctx.saved_tensors
+        if ctx.numbers is not None:
+            scale, zero_point = ctx.numbers
         lowest = (ctx.ends[0] - 0.5 - zero_point) * scale  # what rounds to the end levels is not clipped
         highest = (ctx.ends[1] + 0.5 - zero_point) * scale
         grad = unclipped(grads[0], x, lowest, highest)
@@ -81,11 +83,10 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.float().flatten(), b.float().flatten())
 
 
-def unclipped(grad: Tensor, x: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    """``grad`` where ``x`` lies between the two (0-dim, or one for each row), zero elsewhere."""
-    if (
-        lowest.numel() == 1 and lowest.device.type == "cpu"
-    ):  # numbers are at hand there: one pass in place of three
+def unclipped(grad: Tensor, x: Tensor, lowest: Tensor | float, highest: Tensor | float) -> Tensor:
+    """``grad`` where ``x`` lies between the two (numbers, 0-dim, or one for each row), zero elsewhere."""
+    at_hand = not isinstance(lowest, Tensor) or (lowest.numel() == 1 and lowest.device.type == "cpu")
+    if at_hand:  # one pass in place of three
         return torch.ops.aten.hardtanh_backward(grad, x, float(lowest), float(highest))
     return grad * (x > lowest).logical_and_(x < highest)
 
