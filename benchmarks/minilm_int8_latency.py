@@ -60,8 +60,9 @@ def calibration() -> dict[str, torch.Tensor]:
 
 def quantize(model: Any, rows: Mapping[str, torch.Tensor]) -> Any:
     """All layers on 8-bit grids, as `quantization.post_training` does it in a run, without one."""
+    from forgepress.compression.quantization.activations import ActivationQuantizer
     from forgepress.compression.quantization.grid import grid_of, snap_, weight_range
-    from forgepress.compression.quantization.modules import ActivationQuantizer, can_be_quantized, quantized
+    from forgepress.compression.quantization.modules import can_be_quantized, quantized
 
     quantizers = []
     for layer in [layer for layer in model.modules() if can_be_quantized(layer)]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from forgepress.compression.quantization.activations import ActivationQuantizer
 from forgepress.compression.quantization.grid import grid_of, snap_, spread, weight_range
 from forgepress.compression.quantization.modules import (
-    ActivationQuantizer,
     Quantized,
     can_be_quantized,
     quantized,

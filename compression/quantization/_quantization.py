@@ -14,9 +14,10 @@ from ..run import Run
 from ..technique import Check, Record, State, Technique, Traits
 from ..weight import Weight
 from ._weights import off_here
+from .activations import ActivationQuantizer
 from .fold import factor_of, fold, fold_scale, foldable_pairs, make_room
 from .grid import grid_of, snap_, weight_range
-from .modules import ActivationQuantizer, Quantized, can_be_quantized, quantized
+from .modules import Quantized, can_be_quantized, quantized
 
 _FLOAT = 32  # bits of a weight that is on no grid
 

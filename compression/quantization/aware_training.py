@@ -22,9 +22,9 @@ from ._weights import (
     sizes_of,
     total,
 )
+from .activations import ActivationQuantizer
 from .common_input import CommonInput
 from .grid import levels
-from .modules import ActivationQuantizer
 from .observers import observe
 from .step_size import first_step_size, follow_, pulls
 

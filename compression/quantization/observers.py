@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..run import Run
+from .activations import ActivationQuantizer
 from .grid import grid_of
 from .histogram import least_error_range, percentile_range
-from .modules import ActivationQuantizer
 
 _AVERAGED = 100  # steps after which the moving average forgets
 

@@ -9,7 +9,7 @@ from ..run import Run
 from ..technique import Check
 from ._quantization import Quantization
 from ._weights import project, renew_grid, search_grid
-from .modules import ActivationQuantizer
+from .activations import ActivationQuantizer
 from .observers import conclude, observe
 
 

@@ -187,7 +187,7 @@ def test_a_problem_in_a_merged_file_names_the_file_that_set_the_key_last(write):
     first = write(GOOD.replace("128", "0"), "a.yaml")
     assert problems(screen([first, write("data: {tail: cut}\n", "b.yaml")])) == [
         ("a.yaml:4  data.batch", "given 0; want 1 or more"),
-        ("b.yaml:1  data.tail", "given 'cut'; want one of keep, drop, pad"),
+        ("b.yaml:1  data.tail", "given 'cut'; want one of keep, drop, pad, wrap"),
     ]
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from forgepress.compression.quantization.activations import ActivationQuantizer
 from forgepress.compression.quantization.common_input import CommonInput
 from forgepress.compression.quantization.grid import grid_of, snap_, weight_range
 from forgepress.compression.quantization.modules import (
-    ActivationQuantizer,
     can_be_quantized,
     quantized,
     quantized_layers,
