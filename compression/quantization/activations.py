@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from .common_input import CommonInput
-from .ends import Ends, as_tensor, ends_of, of_both
+from .ends import Ends, RowEnds, as_tensor, ends_of, of_both
 from .grid import grid_of, levels
 from .histogram import BINS, histogram
 from .rounding import Clips, dynamic_rounded, rounded
@@ -36,8 +36,9 @@ class ActivationQuantizer(nn.Module):
     enabled:     the grid is applied. After finalize: observing False, enabled True.
     Buffers are equal on all data and tensor ranks. The gradient passes straight through, and is zero where a
     value was clipped.
-    cost: four passes over the input forward and one backward (none where the range is seen to clip nothing; then
-        three forward); two while observing. Nothing for a second layer that takes the same tensor on the same grid.
+    cost: four passes over the input forward (three where the range is seen to clip nothing), two more while
+        observing. Backward: none where nothing was clipped, a copy of the gradient where few rows hold what was,
+        else a pass over gradient and input. Nothing for a second layer that takes the same tensor on the same grid.
     """
 
     low: Tensor
@@ -110,8 +111,9 @@ class ActivationQuantizer(nn.Module):
         if common is not None:
             common.look_at(x)
         clips: Clips = "perhaps"
-        if self.observing and not self.dynamic:
-            clips = self._note(x.detach())
+        rows: RowEnds | None = None
+        if self.observing and not self.dynamic and x.numel():
+            clips, rows = self._note(x.detach())
         if not self.enabled:
             return x
         if self.dynamic:
@@ -122,20 +124,17 @@ class ActivationQuantizer(nn.Module):
         grid = (self.numbers, self.levels)
         if common is not None and self.numbers is not None and grid in common.results:
             return common.results[grid]
-        y = rounded(x, self.scale, self.zero_point, self.levels, numbers=self.numbers, clips=clips)
+        y = rounded(x, self.scale, self.zero_point, self.levels, numbers=self.numbers, clips=clips, rows=rows)
         if common is not None:
             common.results[grid] = y
         return y
 
-    def _note(self, x: Tensor) -> Clips:
+    def _note(self, x: Tensor) -> tuple[Clips, RowEnds | None]:
         """Takes down what ``x`` holds; returns what is known of what the present grid clips of it."""
-        if not x.numel():
-            return "perhaps"
-        ends = None if self.common is None else self.common.ends
-        if ends is None:
-            ends = ends_of(x)
-            if self.common is not None:
-                self.common.ends = ends
+        known = None if self.common is None else self.common.ends
+        ends, rows = known or ends_of(x)
+        if self.common is not None:
+            self.common.ends = ends, rows
         self.__dict__["_ends"] = of_both(self._ends, ends)  # a module's own way to set is slow
         if self.counts is not None:
             valid = self.rows()
@@ -143,12 +142,12 @@ class ActivationQuantizer(nn.Module):
             counts = histogram(real)
             self._tally = counts if self._tally is None else self._tally + counts
         if self.numbers is None or isinstance(ends, Tensor):
-            return "perhaps"
+            return "perhaps", None
         (scale, offset), (lowest, highest), (low, high) = self.numbers, self.levels, ends
         beyond = max(
             lowest - offset + low / scale, high / scale - highest + offset
         )  # steps past the last level
-        return "perhaps" if beyond >= 0.5 else "rim" if beyond > 0.49 else "nothing"
+        return "perhaps" if beyond >= 0.5 else "rim" if beyond > 0.49 else "nothing", rows
 
     @property
     def seen(self) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ends import Ends
+from .ends import Ends, RowEnds
 
 
 class CommonInput:
@@ -24,7 +24,7 @@ class CommonInput:
         """Let go of the tensor."""
         self._x: Tensor | None = None
         self._seen: tuple[int, bool] | None = None
-        self.ends: Ends | None = None
+        self.ends: tuple[Ends, RowEnds | None] | None = None
         self.results: dict[Any, Tensor] = {}  # grid → what the tensor became
 
     def look_at(self, x: Tensor) -> None:

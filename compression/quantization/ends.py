@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+SHORTEST_ROW = 64  # values: ends of shorter rows would take as long to look through as the tensor
 
 Ends = tuple[float, float] | Tensor
 """(-lowest, highest): two numbers on the CPU, where they are at hand; elsewhere float32 [2]."""
 
 
-def ends_of(x: Tensor) -> Ends:
-    """Of one tensor, not empty. cost: two passes."""
-    low, high = x.amin(), x.amax()
-    if x.device.type == "cpu":
-        return -float(low), float(high)
-    return torch.stack((low.neg(), high)).float()
+@dataclass(frozen=True, kw_only=True)
+class RowEnds:
+    """The lowest and highest value of each row of a contiguous tensor [rows × width], both [rows] in its dtype."""
+
+    low: Tensor
+    high: Tensor
+    width: int
+
+    def beyond(self, lowest: float, highest: float) -> Tensor:
+        """Numbers of the rows with a value that is not strictly between the two: int64."""
+        return (self.low > lowest).logical_and_(self.high < highest).logical_not_().nonzero().flatten()
+
+
+def ends_of(x: Tensor) -> tuple[Ends, RowEnds | None]:
+    """Of one tensor, not empty, and of its rows on the CPU where it has such. cost: two passes."""
+    if x.device.type != "cpu":
+        return torch.stack((x.amin().neg(), x.amax())).float(), None
+    width = _width_of_rows(x)
+    if width is None:
+        return (-float(x.amin()), float(x.amax())), None
+    by_rows = x.view(-1, width)
+    rows = RowEnds(low=by_rows.amin(1), high=by_rows.amax(1), width=width)
+    return (-float(rows.low.amin()), float(rows.high.amax())), rows
+
+
+def _width_of_rows(x: Tensor) -> int | None:
+    """Values in as few trailing dims as make a row; None where rows would be strided or too few."""
+    if not x.is_contiguous():
+        return None
+    widths = (math.prod(x.shape[dim:]) for dim in range(x.ndim - 1, 0, -1))
+    return next((width for width in widths if width >= SHORTEST_ROW), None)
 
 
 def of_both(first: Ends | None, second: Ends) -> Ends:

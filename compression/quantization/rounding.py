@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .ends import RowEnds
 from .grid import affine_grid, levels, symmetric_scale
 
 Clips = Literal["perhaps", "rim", "nothing"]
@@ -24,6 +25,7 @@ def rounded(
     *,
     numbers: tuple[float, int] | None = None,
     clips: Clips = "perhaps",
+    rows: RowEnds | None = None,
 ) -> Tensor:
     """``x`` on the grid of ``scale`` and ``zero_point`` (0-dim) with levels ``ends[0] … ends[1]``, in its dtype.
 
@@ -31,11 +33,12 @@ def rounded(
     take: is given, in backward, the derivative of the loss by the logarithm of the scale (0-dim float32).
     numbers: scale and zero point as numbers, if they are at hand: that saves two of six passes.
     clips: what is known of ``x``, with ``numbers`` at hand: where nothing is clipped, the gradient passes unchanged.
+    rows: the ends of its rows, with ``numbers`` at hand: only rows with something clipped are kept for backward.
     source: Bengio et al. 2013, arXiv:1308.3432 (straight-through); for ``take`` see `step_size`.
     """
     # Without a tensor that wants a gradient there is no backward: a first layer's input wants none.
     wants = None if take is None else torch.zeros((), device=x.device, requires_grad=True)
-    return _Round.apply(x, scale, zero_point, ends, take, wants, numbers, clips)  # pyright: ignore[reportReturnType]
+    return _Round.apply(x, scale, zero_point, ends, take, wants, numbers, clips, rows)  # pyright: ignore[reportReturnType]
 
 
 class _Round(torch.autograd.Function):
@@ -52,6 +55,7 @@ class _Round(torch.autograd.Function):
         wants: Any,
         numbers: tuple[float, int] | None,
         clips: Clips,
+        rows: RowEnds | None,
     ) -> Tensor:
         q = (x.float() / scale).round_()
         if numbers is None:
@@ -59,24 +63,41 @@ class _Round(torch.autograd.Function):
         elif clips != "nothing":
             q.clamp_(ends[0] - numbers[1], ends[1] - numbers[1])
         y = q.mul_(scale).to(x.dtype)
-        ctx.numbers, ctx.ends, ctx.take, ctx.inside = numbers, ends, take, clips != "perhaps" and take is None
-        if not ctx.inside:
-            ctx.save_for_backward(x, scale, zero_point, *(() if take is None else (y,)))
+        ctx.numbers, ctx.ends, ctx.take = numbers, ends, take
+        ctx.inside, ctx.width = clips != "perhaps" and take is None, None
+        if ctx.inside:
+            return y
+        if rows is not None and numbers is not None and take is None:
+            beyond = rows.beyond(*_clipped_from(ends, *numbers))
+            if len(beyond) <= len(rows.low) // 4:
+                ctx.width, ctx.inside = rows.width, not len(beyond)
+                ctx.save_for_backward(beyond, x.view(-1, rows.width)[beyond])
+                return y
+        ctx.save_for_backward(x, scale, zero_point, *(() if take is None else (y,)))
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         if ctx.inside:
-            return grads[0], *[None] * 7
+            return grads[0], *[None] * 8
+        if ctx.width is not None:
+            beyond, x = ctx.saved_tensors
+            grad = grads[0].clone(memory_format=torch.contiguous_format)
+            by_rows = grad.view(-1, ctx.width)
+            by_rows[beyond] = unclipped(by_rows[beyond], x, *_clipped_from(ctx.ends, *ctx.numbers))
+            return grad, *[None] * 8
         x, scale, zero_point, *y = ctx.saved_tensors
         if ctx.numbers is not None:
             scale, zero_point = ctx.numbers
-        lowest = (ctx.ends[0] - 0.5 - zero_point) * scale  # what rounds to the end levels is not clipped
-        highest = (ctx.ends[1] + 0.5 - zero_point) * scale
-        grad = unclipped(grads[0], x, lowest, highest)
+        grad = unclipped(grads[0], x, *_clipped_from(ctx.ends, scale, zero_point))
         if ctx.take is not None:
             ctx.take(_dot(grads[0], y[0]) - _dot(grad, x))
-        return grad, *[None] * 7
+        return grad, *[None] * 8
+
+
+def _clipped_from(ends: tuple[int, int], scale: Any, zero_point: Any) -> tuple[Any, Any]:
+    """Up to where and from where values are clipped: what rounds to the end levels is not."""
+    return (ends[0] - 0.5 - zero_point) * scale, (ends[1] + 0.5 - zero_point) * scale
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -29,11 +29,15 @@ def numbers_of(quantizer: ActivationQuantizer) -> tuple[float, int]:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("numbers_at_hand", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "high"),
+    [((13, 7), 1.5), ((9, 64), 1.5), ((3, 9, 64), 2.8), ((4, 3, 8, 8), 2.5)],  # in many rows; in few
+)
 def test_inputs_and_gradients_are_those_of_torchs_fake_quantize(
-    symmetric: bool, numbers_at_hand: bool
+    symmetric: bool, numbers_at_hand: bool, shape: tuple[int, ...], high: float
 ) -> None:
-    x = torch.randn(13, 7, generator=torch.Generator().manual_seed(1))
-    quantizer = settled(-1.0, 1.5, symmetric)  # clips some
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    quantizer = settled(0.5 - high, high, symmetric)  # clips some
     if numbers_at_hand:
         quantizer.numbers, quantizer.observing = numbers_of(quantizer), True
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
