@@ -17,6 +17,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIN := $(VENV)/constraints.txt
+# Two processes, one of which has all tests on several ranks (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PIN)
 # Files in benchmarks/ that are read by the others and answer no question themselves: table.py and _*.py.
 BENCHMARKS = $(filter-out benchmarks/table.py benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
@@ -35,13 +37,13 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/forgepress train examples/demo.yaml --ranks 2
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(VENV)/bench.stamp
 	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done

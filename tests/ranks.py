@@ -36,7 +36,10 @@ class RanksFailed(AssertionError):
 
 class _Worker:
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(
+            "forkserver"
+        )  # one process imports, the workers are copies of it
+        context.set_forkserver_preload(["forgepress.tests.preload"])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         before = os.environ.get("OMP_NUM_THREADS")
@@ -152,10 +155,8 @@ def _by_value(task: Any) -> bytes:
 
 def _serve(pipe: Connection) -> None:
     import torch
-    from forgepress.parallel import spread  # with it comes all that is slow to import
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
-    assert spread.__name__
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # what is there from the start is not looked at again: a collection after each task then costs little

@@ -4,6 +4,7 @@ import fnmatch
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ def _config(transformers: Any, given: Mapping[str, Any], facts: Mapping, pretrai
         if is_own or (settings and kind != name):
             return transformers.AutoConfig.for_model(kind, **values)
         folder = folder_of(name, "config.json")
+        if name.startswith((".", "/", "~")) and not Path(folder).expanduser().exists():
+            raise OSError("no such folder")  # the hub would be asked for it, again and again
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **values)
     except (OSError, ValueError, TypeError) as error:
         what = "is refused by transformers" if is_own else "cannot be loaded"
