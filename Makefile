@@ -3,7 +3,7 @@
 #   make demo    train and compress on two local processes (no GPU, no download of data)
 #   make test    the tests
 #   make check   formatting, lint, types, tests: what has to pass before a change is shared
-#   make bench   every benchmark, then the table in README.md
+#   make bench   every benchmark, then the tables in README.md and docs/techniques.md
 #   make docs    the generated pages of docs/
 #   make clean   .venv and everything that was built
 #
@@ -48,6 +48,7 @@ check: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp
 	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 	$(BIN)/python benchmarks/table.py
+	$(BIN)/python docs/generate.py
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python docs/generate.py

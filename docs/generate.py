@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import forgepress
+from forgepress.docs import measured
 from pydantic import TypeAdapter
 
 HERE = Path(__file__).resolve().parent
@@ -154,7 +155,7 @@ def techniques() -> str:
     ]
     lines += ["## Where each is proven", "", *_support(), ""]
     for name, kind in known().items():
-        lines += _dataclass_section(name, kind)
+        lines += [*_dataclass_section(name, kind), *measured.section(name)]
     return _page(lines)
 
 
