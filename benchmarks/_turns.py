@@ -29,6 +29,7 @@ class Turns:
     folder: str  # this peer's own scratch folder
     steps: int  # of one turn
     pipe: Connection
+    cpu: Callable[[], float] = time.process_time  # time.thread_time: the main thread's alone
     _done: int = 0
     _begun: tuple[float, float] | None = None
 
@@ -43,10 +44,10 @@ class Turns:
             self.pipe.send(("ready", 0.0, 0.0))
         else:
             wall, cpu = self._begun
-            self.pipe.send(("turn", time.perf_counter() - wall, time.process_time() - cpu))
+            self.pipe.send(("turn", time.perf_counter() - wall, self.cpu() - cpu))
         if not self.pipe.recv():
             os._exit(0)  # without the end of a run, which is not what is measured
-        self._begun = (time.perf_counter(), time.process_time())
+        self._begun = (time.perf_counter(), self.cpu())
 
 
 @dataclass(frozen=True, kw_only=True)

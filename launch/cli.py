@@ -10,7 +10,17 @@ import typer
 
 from ..errors import ConfigError, ForgepressError
 from . import cli_runs, cli_slurm, cli_sweep  # noqa: F401  (they register their commands)
-from .commands import Ranks, Words, app, command, degrees, existing, load, split_words, verify_app
+from .commands import (
+    Ranks,
+    Words,
+    app,
+    command,
+    existing,
+    load,
+    mesh_and_engine,
+    split_words,
+    verify_app,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,14 +118,17 @@ def verify_parity(
     words: Words,
     mesh: Annotated[
         list[str],
-        typer.Option("--mesh", help="Degrees such as shard=2,tensor=2; may be given several times."),
+        typer.Option(
+            "--mesh",
+            help="Degrees such as shard=2,tensor=2, perhaps with an engine: shard=2,engine=zero-3; several times.",
+        ),
     ],
 ) -> int:
     """Train CONFIG on one process and on each mesh and compare losses, masks and weights."""
     config = load(words)
     from . import verify
 
-    return verify.parity(config, [degrees(text) for text in mesh])
+    return verify.parity(config, [mesh_and_engine(text) for text in mesh])
 
 
 @command(verify_app, "resume")
@@ -132,7 +145,7 @@ def verify_resume(
     config = load(words)
     from . import verify
 
-    return verify.resume(config, kill_at or [], [degrees(text) for text in then_mesh or []])
+    return verify.resume(config, kill_at or [], [mesh_and_engine(text) for text in then_mesh or []])
 
 
 @command(app, "export")

@@ -101,6 +101,27 @@ def degrees(text: str) -> dict[str, int]:
     return result
 
 
+def mesh_and_engine(text: str) -> dict[str, Any]:
+    """Keys of `parallel`: "shard=2" → {"shard": 2}, "shard=2,engine=zero-3" → those of DeepSpeed's stage 3 too.
+
+    raises: ConfigError.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    engines = [part.removeprefix("engine=") for part in parts if part.startswith("engine=")]
+    axes = ",".join(part for part in parts if not part.startswith("engine="))
+    keys: dict[str, Any] = dict(degrees(axes)) if axes else {}
+    for engine in engines:
+        stage = engine.removeprefix("zero-")
+        if engine in ("native", "deepspeed", "accelerate"):
+            keys["engine"] = engine
+        elif engine != stage and stage in ("0", "1", "2", "3"):
+            keys |= {"engine": "deepspeed", "deepspeed": {"stage": int(stage)}}
+        else:
+            wanted = "native, accelerate, deepspeed or zero-0 to zero-3"
+            raise ConfigError(f"mesh {text!r}: engine {engine!r} is not known; want {wanted}")
+    return keys
+
+
 def existing(path: Path) -> Path:
     """`path` itself; raises ConfigError if it is not there."""
     if not path.exists():

@@ -34,14 +34,14 @@ def on_ranks(
         raise
 
 
-def parity(config: Any, meshes: list[dict[str, int]]) -> int:
+def parity(config: Any, meshes: list[dict[str, Any]]) -> int:
     """Prints the trainer's parity report; 0 if every mesh agrees with one process, else 1."""
     from ..trainer import verify as proofs
 
     return _print(proofs.parity(config, meshes, on_ranks))
 
 
-def resume(config: Any, kill_at: list[int], then_meshes: list[dict[str, int]]) -> int:
+def resume(config: Any, kill_at: list[int], then_meshes: list[dict[str, Any]]) -> int:
     """Prints the trainer's resume report; 0 if the resumed run equals the one that was never stopped, else 1."""
     from ..trainer import verify as proofs
 

@@ -55,6 +55,7 @@ class DeepSpeedEngine:
         named = dict(model.named_parameters())
         trainable = {name: p for name, p in named.items() if p.requires_grad}
         optimizer = make_optimizer(list(trainable.items()))
+        settings = with_bucket(settings, sum(p.numel() for p in trainable.values()))
         self._own_group = _ready(mesh)
         self._engine: Any = (start or _initialize)(model, optimizer, dict(settings))
         self.parts: list[nn.Module] = [model]
@@ -176,6 +177,19 @@ class DeepSpeedEngine:
         if self._own_group:
             _forget()
             dist.destroy_process_group()
+
+
+def with_bucket(settings: Mapping[str, Any], elements: int) -> dict[str, Any]:
+    """DeepSpeed's config with a buffer for gradients that is no larger than they are, unless it says its size.
+
+    By default it has room for half a billion of them, 2 GB which are asked for anew in every step.
+    elements: of all trainable parameters.
+    """
+    zero = {"reduce_bucket_size": min(elements, _BUCKET), **settings.get("zero_optimization", {})}
+    return {**settings, "zero_optimization": zero}
+
+
+_BUCKET = 500_000_000  # DeepSpeed's own default, in elements
 
 
 def _local(row: Any) -> Tensor:

@@ -26,6 +26,8 @@ class Masters(Protocol):
 
     optimizer: torch.optim.Optimizer
     """Moves the engine's copies; its groups hold the learning rate."""
+    looked_at: bool
+    """Whether techniques look at weights and gradients: else nobody writes into `Engine.parameters()` in a step."""
 
     def look(self, looked_at: bool) -> None:
         """Whether techniques look at weights and gradients from now on. Collective."""

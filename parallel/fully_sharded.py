@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
 from ..errors import ConfigError
 from .data_parallel import WholeModel
@@ -44,18 +44,21 @@ def find_units(module: nn.Module, layout: Layout) -> list[str]:
 
 
 def shard_parameters(
-    module: nn.Module, layout: Layout, mesh: Mesh, *, keep_whole_in_step: bool = False
+    module: nn.Module, layout: Layout, mesh: Mesh, *, keep_whole_in_step: bool = False, offload: bool = False
 ) -> None:
     """Divide the parameters of `module` in place over mesh.shard, replicated over mesh.replicate.
 
     Gradients are SUMMED over both axes. With AVG, gloo adds and does not divide (pytorch issue 162338) on the
     versions that ask it for AVG; a forced sum with the factor 1 is right everywhere.
     keep_whole_in_step: gather once per step instead of once per micro-batch (pipelines).
+    offload: shards and their gradients stay in host memory, and go to the device when they are gathered.
     """
+    policy = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if offload else OffloadPolicy()
     data = mesh.axes("shard") if mesh.replicate == 1 else mesh.axes("replicate", "shard")
     for name in find_units(module, layout):
-        fully_shard(module.get_submodule(name), mesh=data, reshard_after_forward=not keep_whole_in_step)
-    fully_shard(module, mesh=data, reshard_after_forward=False)
+        unit = module.get_submodule(name)
+        fully_shard(unit, mesh=data, reshard_after_forward=not keep_whole_in_step, offload_policy=policy)
+    fully_shard(module, mesh=data, reshard_after_forward=False, offload_policy=policy)
     for unit in fsdp_units(module):
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)

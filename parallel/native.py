@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from .data_parallel import WholeModel
 from .engine import Inputs, Loss
 from .layout import Layout
+from .materialise import is_shapes
 from .mesh import Mesh
 from .microbatches import InHand, cut, row_counts
 
@@ -30,23 +31,29 @@ class NativeEngine:
         microbatches: int = 1,
         stages: Sequence[Sequence[str]] | None = None,
         costs: Sequence[float] | None = None,
+        offload: bool = False,
     ) -> None:
         """Spread `model` (whole, equal on all ranks or made so) over `mesh`; it is taken over, do not use it after.
 
+        A model of several ranks may be on the meta device: its parts get room, and whoever has the values writes them.
         microbatches: pieces of a step, run one after the other (without pipeline: gradient accumulation with
         one reduction).   schedule, stages, costs: pipeline only, see `pipeline` and `split`.
+        offload: shards live in host memory (needs mesh.shard above 1).
         raises: ConfigError for what the mesh and the model cannot do together, before anything has run.
         """
         if type(microbatches) is not int or microbatches < 1:
             raise ConfigError(f"parallel.microbatches={microbatches!r}: want an integer, 1 or more")
         self.mesh, self.microbatches = mesh, microbatches
-        model.to(mesh.device)
+        if offload and mesh.shard == 1:
+            raise ConfigError("parallel.offload=True: needs shards; use shard: 2 or more")
+        if not offload and not is_shapes(model):  # else each unit goes by itself, and back as a shard
+            model.to(mesh.device)
         self.parts: list[nn.Module] = [model]
         self._whole, self.now, self._pipeline = [WholeModel(model)], InHand(), None
         if mesh.world > 1:
             from .spread import spread  # its imports take a second that one process need not spend
 
-            settings: Any = {"schedule": schedule, "stages": stages, "costs": costs}
+            settings: Any = {"schedule": schedule, "stages": stages, "costs": costs, "offload": offload}
             here = spread(model, layout, mesh, microbatches=microbatches, **settings)
             self.parts, self._whole = here.parts, here.wholes
             self.now, self._pipeline = here.now, here.pipeline

@@ -1,6 +1,7 @@
 """Joining and leaving the group of processes that train together."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ForgepressError
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def join(
     rank, ranks: left out, they are read from RANK and WORLD_SIZE as torchrun sets them (absent: one process).
     meeting: where the processes find each other: "file:///shared/file", "tcp://host:port"; left out: MASTER_ADDR
     and MASTER_PORT.   timeout: seconds after which a rank that waits for another gives up.
-    raises:  ConfigError where the numbers cannot be, or nobody said where to meet.
+    raises:  ConfigError where the numbers cannot be, or nobody said where to meet; ForgepressError where too few come.
     One process never touches torch.distributed.
     """
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
@@ -42,17 +43,36 @@ def join(
             f"parallel: {ranks} ranks, but neither `meeting` nor MASTER_ADDR says where they meet; "
             "start them with `forgepress train CONFIG --ranks N`, torchrun or srun"
         )
-    dist.init_process_group(
-        "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
-        init_method=meeting or "env://",
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=timeout),
-    )
+    try:
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
+            init_method=meeting or "env://",
+            rank=rank,
+            world_size=ranks,
+            timeout=timedelta(seconds=timeout),
+        )
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise ForgepressError(_too_few(str(error), rank, ranks, meeting, timeout)) from error
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _too_few(error: str, rank: int, ranks: int, meeting: str | None, timeout: float) -> str:
+    """What to say where the ranks have not met; torch counts those that came."""
+    counted = re.search(r"(\d+)/\d+ clients joined|num_workers_joined=(\d+)", error)
+    came = next((number for number in counted.groups() if number), None) if counted else None
+    place = meeting or f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '?')}"
+    who = (
+        f"only {came} of {ranks} ranks came"
+        if came
+        else f"rank {rank} did not find the other {ranks - 1} ranks"
+    )
+    return (
+        f"parallel: {who} to {place.removeprefix('tcp://')} within {timeout:g} s ({error.splitlines()[0]}); start all "
+        "ranks, see that the address can be reached from every host, or use a mesh of as many ranks as there are"
+    )
 
 
 def _local_device(device: torch.device, rank: int) -> torch.device:

@@ -1,10 +1,12 @@
 """Activation checkpointing: blocks keep their input only and run again when the backward needs what is inside."""
 
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -36,9 +38,10 @@ def recomputed(model: nn.Module, layout: Layout, every: int) -> list[str]:
     return blocks_of(model, layout)[every - 1 :: every] if every else []
 
 
-def recompute(part: nn.Module, names: list[str]) -> None:
+def recompute(part: nn.Module, names: list[str], keep: Sequence[str] = ()) -> None:
     """Let these modules of `part` run again in the backward instead of keeping activations, in place.
 
+    keep: of `KEPT`, operators whose results are kept and which do not run again.
     Names, parameters and hooks stay; dropout draws the same numbers again, averages of batch normalisation move
     once. Modules that live on another stage are passed over.   cost: one more forward of each of them a step.
     """
@@ -46,21 +49,62 @@ def recompute(part: nn.Module, names: list[str]) -> None:
     for name in names:
         module = present.get(name)
         if module is not None and any(True for _ in module.parameters()):
-            _wrap(module)
+            _wrap(module, kept_operators(keep))
 
 
-def _wrap(module: nn.Module) -> None:
+def kept_operators(keep: Sequence[str]) -> frozenset[Any]:
+    """torch's operators behind the words of `KEPT`, as dispatch modes see them."""
+    found = (getattr(torch.ops.aten, name, None) for word in keep for name in KEPT[word])
+    return frozenset(operator.default for operator in found if operator is not None)
+
+
+KEPT = {
+    "matmul": ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "linear"),
+    "convolution": ("convolution",),
+    "attention": (
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+    ),
+}
+"""Word of the config → operators that are worth keeping: they take longest for what they leave."""
+
+_Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+
+
+def _wrap(module: nn.Module, operators: frozenset[Any]) -> None:
     plain = module.forward
-
-    def contexts() -> tuple[Any, Any]:
-        return nullcontext(), _AveragesStay(module)
+    options: dict[str, Any] = {}
+    if operators or any(isinstance(m, _BatchNorm) for m in module.modules()):
+        options["context_fn"] = _contexts(module, operators)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not module.training:
             return plain(*args, **kwargs)
-        return checkpoint(plain, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+        return checkpoint(plain, *args, use_reentrant=False, **options, **kwargs)
 
     module.forward = forward
+
+
+def _contexts(module: nn.Module, operators: frozenset[Any]) -> _Contexts:
+    """What the first and the second run of a block stand in."""
+    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+    def policy(ctx: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        kept = operator in operators
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    averages = any(isinstance(m, _BatchNorm) for m in module.modules())
+
+    def contexts() -> tuple[Any, Any]:
+        first, again = nullcontext(), nullcontext()
+        if operators:
+            first, again = create_selective_checkpoint_contexts(policy)
+        return first, _AveragesStay(module, again) if averages else again
+
+    return contexts
 
 
 class _AveragesStay:
@@ -69,16 +113,20 @@ class _AveragesStay:
     Entered once for each run: where activation and weight gradients are computed apart, there are two.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, around: AbstractContextManager[Any]) -> None:
+        """around: another context in which the second run is to stand."""
+        self._around = around
         self._norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
         self._kept: list[dict[str, Any]] = []
 
     def __enter__(self) -> None:
+        self._around.__enter__()
         self._kept = [dict(norm._buffers) for norm in self._norms]
         for norm in self._norms:
             copies = {name: None if b is None else b.clone() for name, b in norm._buffers.items()}
             norm._buffers.update(copies)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._around.__exit__(*error)
         for norm, buffers in zip(self._norms, self._kept, strict=True):
             norm._buffers.update(buffers)

@@ -32,7 +32,7 @@ class Rows:
     ) -> None:
         """named: the trainable parameters as they were built, whole shapes by name (only shapes are read)."""
         self.optimizer = optimizer
-        self._partition, self._mesh, self._take_step, self._looked_at = partition, mesh, take_step, looked_at
+        self._partition, self._mesh, self._take_step, self.looked_at = partition, mesh, take_step, looked_at
         shapes = {name: _shape(tensor) for name, tensor in named.items()}
         flat = _everyone({name: partition.interval(name) for name in shapes}, mesh)
         rows = {name: row_intervals(shape, mesh.world) for name, shape in shapes.items()}
@@ -50,7 +50,7 @@ class Rows:
 
     def look(self, looked_at: bool) -> None:
         """Whether techniques look from now on. Collective."""
-        self._looked_at = looked_at
+        self.looked_at = looked_at
         self._fill()
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -82,7 +82,7 @@ class Rows:
     def bring_gradients(self) -> None:
         """After a backward. Collective where techniques look."""
         self._flat_gradients = {name: self._partition.gradient(name) for name in self._locals}
-        if not self._looked_at:
+        if not self.looked_at:
             return
         if not self._gradients:
             self._gradients = {name: torch.empty_like(local) for name, local in self._locals.items()}
@@ -93,26 +93,26 @@ class Rows:
         """As `Masters.gradient`."""
         if not self._flat_gradients:
             return None
-        return self._gradients[name] if self._looked_at else self._flat_gradients[name]
+        return self._gradients[name] if self.looked_at else self._flat_gradients[name]
 
     def step(self) -> None:
         """As `Masters.step`."""
-        if self._looked_at:
+        if self.looked_at:
             self._send(self._gradients, self._flat_gradients)
         self._flat_gradients = {}
         self._take_step()
-        if self._looked_at:
+        if self.looked_at:
             self._bring(self._partition.master, self._locals)
-            return
-        for local in self._locals.values():
-            local.untyped_storage().resize_(0)
-        self._filled = False
+        elif self._filled:
+            for local in self._locals.values():
+                local.untyped_storage().resize_(0)
+            self._filled = False
 
     def skip(self) -> None:
         """As `Masters.skip`."""
         self._flat_gradients = {}
         self._partition.forget()
-        if self._looked_at:  # techniques' working values give way to those that the optimizer goes on from
+        if self.looked_at:  # techniques' working values give way to those that the optimizer goes on from
             self._bring(self._partition.master, self._locals)
 
     def take(self, changed: Sequence[str], dense: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from .data_parallel import Replicas, WholeModel, same_start
 from .fully_sharded import Sharded, shard_parameters
 from .layout import Layout
 from .linked import LinkedShadow, make_linked_part
+from .materialise import give_room, is_shapes
 from .mesh import Mesh
 from .microbatches import InHand
 from .pipeline import Pipeline, make_part, plan_stages, users_of
@@ -33,7 +34,15 @@ class Spread:
 
 
 def spread(
-    model: nn.Module, layout: Layout, mesh: Mesh, *, schedule: str, microbatches: int, stages: Any, costs: Any
+    model: nn.Module,
+    layout: Layout,
+    mesh: Mesh,
+    *,
+    schedule: str,
+    microbatches: int,
+    stages: Any,
+    costs: Any,
+    offload: bool = False,
 ) -> Spread:
     """Take `model` apart for this rank. Everything that can be wrong is found before anything is communicated."""
     plan = resolve_plan(model, layout, mesh.tensor) if mesh.tensor > 1 else {}
@@ -41,7 +50,7 @@ def spread(
     gathered = set(next(reversed(opened.values()), []))  # columns that no row makes whole again
     if mesh.pipeline == 1:
         now, pipeline, parts = make_global(model, mesh), None, [model]
-        return Spread(parts, [_finish(model, plan, gathered, layout, mesh)], now, pipeline)
+        return Spread(parts, [_finish(model, plan, gathered, layout, mesh, offload)], now, pipeline)
     names = plan_stages(
         model,
         layout,
@@ -71,7 +80,7 @@ def spread(
                 own_copy(part, tie)
         parts.append(part)
         elsewhere.append(absent)
-    wholes = [_finish(part, plan, gathered, layout, mesh) for part in parts]
+    wholes = [_finish(part, plan, gathered, layout, mesh, offload) for part in parts]
     followers = None
     if ties:
         homes = {stage: rank for rank, held in enumerate(ranks) for stage in held}
@@ -96,11 +105,17 @@ def spread(
 
 
 def _finish(
-    part: nn.Module, plan: dict[str, str], gathered: set[str], layout: Layout, mesh: Mesh
+    part: nn.Module, plan: dict[str, str], gathered: set[str], layout: Layout, mesh: Mesh, offload: bool
 ) -> WholeModel:
-    same_start(part, mesh)
+    shapes = is_shapes(part)
+    if not shapes:
+        same_start(part, mesh)
     divide(part, plan, gathered, mesh)
-    if mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1):
-        shard_parameters(part, layout, mesh, keep_whole_in_step=mesh.pipeline > 1)
+    sharded = mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1)
+    if sharded:
+        shard_parameters(part, layout, mesh, keep_whole_in_step=mesh.pipeline > 1, offload=offload)
+    if shapes:
+        give_room(part, mesh.device, offload=offload)
+    if sharded:
         return Sharded(part)
     return Replicas(part, mesh) if mesh.replicate > 1 else WholeModel(part)

@@ -115,7 +115,7 @@ def gather(held: Any, mesh: Mesh) -> dict[str, Tensor]:
         here = mesh.coordinates["pipeline"] == stage
         for name, shape, dtype in names:
             if here:
-                whole = full_tensor(tensors[name]).contiguous()
+                whole = full_tensor(tensors[name]).contiguous().to(mesh.device)
                 if sender == mesh.rank == 0:
                     result[name] = whole.cpu().clone()
                 elif mesh.rank == sender:

@@ -56,6 +56,9 @@ class WholeCopies:
     def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor]) -> None:
         """optimizer: a DeepSpeedZeroOptimizer."""
         self._zero, self._parameters = optimizer, dict(parameters)
+        if not optimizer.cpu_offload:
+            # The run has its own norm, and takes no step whose gradient is not finite: once is enough.
+            optimizer.compute_grad_norm = optimizer.check_grad_overflow = False
         self._groups = {id(p): i for i, group in enumerate(optimizer.bit16_groups) for p in group}
         self._none = torch.empty(0, device=optimizer.single_partition_of_fp32_groups[0].device)
 
@@ -129,6 +132,10 @@ class Shares:
     def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor]) -> None:
         """optimizer: a DeepSpeedZeroOptimizer_Stage3."""
         self._zero, self._parameters = optimizer, dict(parameters)
+        if not optimizer.offload_optimizer:
+            # As above. ZeRO-3 has no setting for it; what it makes of the norm is the factor of a clipping that is off.
+            finite = torch.ones((), device=optimizer.device)
+            optimizer._get_norm_groups = lambda: [finite]
 
     def interval(self, name: str) -> Interval:
         """As `Partition.interval`."""

@@ -23,7 +23,7 @@ from ..compression.keep import between_keepers
 from ..compression.replay import PlanEntry
 from ..errors import ConfigError
 from ..parallel import AXES, Engine, Layout, Mesh
-from ..parallel.recompute import recomputed
+from ..parallel.whole import scatter
 from .config import PhaseConfig, RunConfig
 from .engines import make_engine, views_of
 from .gradients import PARTS
@@ -89,6 +89,34 @@ def whole_model(
     return built
 
 
+def prepared_model(
+    config: RunConfig,
+    plan: Sequence[PlanEntry],
+    facts: Facts,
+    techniques: Sequence[Technique],
+    device: str = "cpu",
+) -> BuiltModel:
+    """As `whole_model`, in the shape in which a phase with these techniques trains it.
+
+    device: "meta" for shapes alone; where a technique asks for numbers to prepare, they are made and dropped again.
+    """
+    built = whole_model(config, plan, facts, device)
+    try:
+        for technique in techniques:
+            technique.prepare(built.module)
+    except (NotImplementedError, RuntimeError):
+        if device != "meta":
+            raise
+        built = prepared_model(config, plan, facts, techniques)
+        built.module.to("meta")
+    return built
+
+
+def held(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as engines count them: tied ones once, buffers also that no file holds."""
+    return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
 def techniques_of(phase: PhaseConfig, plan: Sequence[PlanEntry]) -> list[Technique]:
     """The phase's techniques in list order, between those that keep what earlier phases have delivered."""
     return between_keepers([technique.build() for technique in phase.techniques], plan)
@@ -113,16 +141,19 @@ def assemble(
     *,
     steps: int,
     items_per_row: int | None = None,
+    values: Mapping[str, Tensor] | None = None,
 ) -> Assembly:
     """Build the model, prepare it, spread it over the mesh and give it an optimizer and its techniques.
 
     steps: optimizer steps of the phase.   items_per_row: constant number of loss items a row, if the data has one.
+    values: the prepared model's values by name, on rank 0, where somebody has them already (others give {}).
     raises: ConfigError where model, mesh and techniques do not go together.
     """
-    built = whole_model(config, plan, facts)
     techniques = techniques_for(config, phase, plan, facts)
-    for technique in techniques:
-        technique.prepare(built.module)
+    once = config.parallel.build_once and mesh.world > 1
+    if once and mesh.rank == 0 and values is None:
+        values = held(prepared_model(config, plan, facts, techniques).module)
+    built = prepared_model(config, plan, facts, techniques, "meta" if once else "cpu")
     _refuse_idle(techniques, built.module, phase)
     names = [name for name, _ in built.module.named_parameters()]
     parallel = config.parallel
@@ -136,8 +167,10 @@ def assemble(
         mesh,
         costs=built.stage_costs() if mesh.pipeline > 1 and parallel.stages is None else None,
         looked_at=bool(techniques),
-        again=recomputed(built.module, layout, parallel.recompute),
     )
+    if once:
+        scatter(values or {}, engine, mesh)
+        values = None
     task = _task(built.task, items_per_row)
     weights = views_of(engine, mesh)
     masters = engine.masters

@@ -20,6 +20,7 @@ from .assembly import (
     Assembly,
     Facts,
     assemble,
+    held,
     make_chain,
     make_optimizer,
     make_state,
@@ -60,7 +61,14 @@ def next_phase(
         _prepare(whole, whole_model(config, plan, facts).module, techniques)
     now.engine.close()
     then = assemble(
-        config, phase, plan, mesh, facts, steps=steps, items_per_row=now.task.uniform_items_per_row
+        config,
+        phase,
+        plan,
+        mesh,
+        facts,
+        steps=steps,
+        items_per_row=now.task.uniform_items_per_row,
+        values=whole["model"],
     )
     _scatter(whole, then, mesh, with_moments=same_optimizer)
     return then
@@ -140,7 +148,7 @@ def _finalize(
     model = built.module
     for technique in techniques:
         technique.prepare(model)
-    scatter(whole["model"], _held(model), Mesh())
+    scatter(whole["model"], held(model), Mesh())
     inputs = (
         {str(number): x for number, x in enumerate(built.example(1))}
         if any(t.traces for t in techniques)
@@ -150,7 +158,7 @@ def _finalize(
         t.finalize(model, {**state, EXAMPLE: inputs} if t.traces else state)
         for t, state in zip(techniques, states, strict=True)
     ]
-    whole["model"] = _held(model)
+    whole["model"] = held(model)
     for record in records:
         whole["moments"] = follow(whole["moments"], record)
     return records
@@ -162,19 +170,14 @@ def _prepare(whole: Whole, model: nn.Module, techniques: Sequence[Technique]) ->
     Optimizer state goes on where its parameter does; one that is gone, or has another shape without a record of
     what was kept, starts anew.
     """
-    scatter(whole["model"], _held(model), Mesh())
+    scatter(whole["model"], held(model), Mesh())
     for technique in techniques:
         technique.prepare(model)
-    whole["model"] = _held(model)
+    whole["model"] = held(model)
     shapes = {name: tensor.shape for name, tensor in whole["model"].items()}
     fresh = {_name(key) for key, moment in whole["moments"].items() if shapes.get(_name(key)) != moment.shape}
     for kind in ("moments", "counts"):
         whole[kind] = {key: value for key, value in whole[kind].items() if _name(key) not in fresh}
-
-
-def _held(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as engines count them: tied ones once, buffers also that no file holds."""
-    return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 def _gather(now: Assembly, mesh: Mesh, *, with_moments: bool) -> Whole:

@@ -55,6 +55,8 @@ __all__ = [
     "WandbConfig",
 ]
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 
 class TechniqueConfig(BaseModel):
     """One technique of a phase, written flat: {name: pruning.magnitude, sparsity: 0.8}."""
@@ -136,7 +138,9 @@ class RunConfig(Part):
     data: DataConfig
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
+    precision_by_module: dict[str, Precision] = Field(default_factory=dict)
+    """Glob over module names → precision inside of these modules, in place of `precision`; the last match counts."""
     phases: Annotated[tuple[PhaseConfig, ...], Listed, BeforeValidator(_some)]
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -123,6 +123,14 @@ class ParallelConfig(Part):
     """Glob over module names → how the layer is cut; empty: the model's own plan."""
     recompute: Every = 0
     """Activation checkpointing: every n-th block keeps its input only and runs again in the backward; 0: none."""
+    recompute_keep: Annotated[tuple[Literal["matmul", "attention", "convolution"], ...], Listed] = ()
+    """Operators whose results such blocks keep beside their input: they run once, the rest runs again."""
+    compile: bool = False
+    """torch.compile of every block by itself; the first step then takes a minute or so."""
+    offload: bool = False
+    """Shards, their gradients and moments stay in host memory, and the optimizer runs there (needs shard)."""
+    build_once: bool = False
+    """Rank 0 alone builds the whole model; the others build shapes and are sent their shards."""
     timeout: Positive = 60.0
     """Seconds that ranks wait for each other before the run stops."""
 

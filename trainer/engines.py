@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ..compression import Weight, weights_of
 from ..parallel import Engine, Layout, Mesh, NativeEngine
-from ..parallel.recompute import recompute
+from ..parallel.compiled import compile_blocks, compiled
+from ..parallel.recompute import recompute, recomputed
 from .config import PhaseConfig, RunConfig
 from .gradients import PARTS
 from .moving import kept_weights
 from .optimizers import build_optimizer
-from .precision import compute_in
+from .precision import compute_in, compute_modules_in, modules_of
 
 
 def make_engine(
@@ -25,12 +26,10 @@ def make_engine(
     *,
     costs: Sequence[float] | None,
     looked_at: bool,
-    again: list[str] | None = None,
 ) -> Engine:
     """Spread `model` over the mesh by the engine of `parallel.engine`; it is taken over.
 
     costs: of the modules in order, for a pipeline.   looked_at: whether techniques look at weights and gradients.
-    again: modules whose activations are computed again in the backward (the native engine alone).
     raises: ConfigError where model, mesh and engine do not go together.
     """
 
@@ -68,6 +67,9 @@ def make_engine(
         if not zero.half_copies:
             compute_in(engine.parts[0], config.precision, mesh.device)
         return engine
+    # Said of the whole model, before a stage has only its part.
+    again, blocks = recomputed(model, layout, parallel.recompute), compiled(model, layout)
+    apart = modules_of(model, config.precision_by_module)
     engine = NativeEngine(
         model,
         layout,
@@ -76,9 +78,13 @@ def make_engine(
         microbatches=parallel.microbatches,
         stages=parallel.stages,
         costs=costs,
+        offload=parallel.offload,
     )
     for part in engine.parts:
-        recompute(part, again or [])
+        compute_modules_in(part, apart, mesh.device)
+        recompute(part, again, parallel.recompute_keep)
+        if parallel.compile:  # around the second run: inside of it, operators that are kept would not be seen
+            compile_blocks(part, blocks)
         compute_in(part, config.precision, mesh.device)
     return engine
 

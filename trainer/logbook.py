@@ -36,6 +36,8 @@ class Logbook:
         self.progress = Progress(total_steps, self._every, first_step=step, rank=mesh.rank)
         self.final_loss: float | None = None
         self._phase = ""
+        self._late: list[int | None] = []  # slowest ranks of the last lines
+        self._named: int | None = None
         self._window = (step, time.perf_counter(), 0.0)
         self._not_steps = 0.0  # seconds since the window began that went into evaluation or checkpoints
 
@@ -69,6 +71,7 @@ class Logbook:
         self._window, self._not_steps = (step, now, wait_seconds), 0.0
         self.final_loss = steps.take_loss(step - since)
         terms = steps.terms()
+        slowest = steps.late.slowest(seconds / max(step - since, 1))
         if self._mesh.rank:
             return
         values: dict[str, Any] = {
@@ -83,11 +86,25 @@ class Logbook:
         }
         if steps.skipped:
             values["skipped_steps"] = steps.skipped
+        if slowest is not None:
+            values |= {"slowest_rank": slowest[0], "slowest_rank_late_seconds": slowest[1]}
         logged = {name: float(value) for name, value in steps.chain.run.logged.items()}
         self.trackers.log(values | _achieved(checks) | logged | terms)
         self.progress.update(
             step, loss=self.final_loss, samples=samples, wait_seconds=wait_seconds, binds=binds
         )
+        self._name_slowest(step, slowest)
+
+    def _name_slowest(self, step: int, slowest: tuple[int, float] | None) -> None:
+        """A line where the same rank was late three times in a row; said once until another one is."""
+        rank = slowest[0] if slowest is not None else None
+        self._late = [*self._late[-2:], rank]
+        if slowest is not None and self._late == [rank] * 3 and rank != self._named:
+            self._named = rank
+            self.say(
+                f"step {step}  rank {rank} keeps the others waiting: its forward ends {slowest[1] * 1e3:.0f} ms after "
+                f"the first one's; logs/rank-{rank}.log says on which host it runs"
+            )
 
     def evaluation(self, step: int, metrics: Mapping[str, float], checks: Checks) -> None:
         """What the held-out rows said."""

@@ -21,9 +21,10 @@ from .evaluation import evaluate
 from .interrupts import Interrupts
 from .logbook import Logbook
 from .models import build_model
-from .precision import LossScaler, tiny_as_zero
+from .precision import LossScaler, needs_scaler, tiny_as_zero
 from .preflight import refuse
 from .run_folder import claimed, keep_config, session
+from .same_everywhere import refuse_uneven_data
 from .same_run import bound_to_phase, refuse_another_run
 from .step import Steps
 
@@ -69,13 +70,14 @@ class Trainer:
         config, mesh = self.config, self.mesh
         self.data = open_data(config, mesh)
         refuse(config, mesh.world, self.data.source)
+        refuse_uneven_data(self.data, mesh)
         with claimed(config, mesh, fresh=self.fresh):  # `fresh` deletes: not before all is known to be right
             return self._fit()
 
     def _fit(self) -> dict[str, Any]:
         config, mesh = self.config, self.mesh
         self.phase_steps = [self._steps_of(phase) for phase in config.phases]
-        self.scaler = LossScaler() if config.precision == "fp16" else None
+        self.scaler = LossScaler() if needs_scaler(config) else None
         self.checkpoints = Checkpoints(
             config.run_folder / "checkpoints",
             mesh,
@@ -122,6 +124,7 @@ class Trainer:
         while run.step < run.steps:
             self._beat(self.step, "data")
             batch = next(stream)
+            steps.late.asked = self.logbook.due(self.step + 1, last=False) and self.mesh.data_ranks > 1
             steps.train_step(batch, self.step + 1, self._beat)
             self.step += 1
             self.samples += batch.global_rows

@@ -34,7 +34,7 @@ class Moving:
 
         cost: one all-reduce of three flags a weight; of weights that were written to, an exchange of their shares.
         """
-        if not self._weights:
+        if not self._weights or not self._masters.looked_at:
             return
         flags = [[w.touched, _replaces(w), not w.holds_dense] for w in self._weights]
         agreed = self._mesh.reduce(torch.tensor(flags, dtype=torch.int32, device=self._mesh.device), "max")

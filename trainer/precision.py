@@ -1,7 +1,8 @@
 """Precision of the arithmetic: autocast around the forward pass, and the loss scale that fp16 needs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -36,6 +37,69 @@ def compute_in(part: nn.Module, precision: str, device: torch.device) -> None:
 
     part.forward = narrow
     part.__dict__["computes_in"] = DTYPES[precision]  # a pipeline must know what its stages send
+
+
+def needs_scaler(config: Any) -> bool:
+    """Whether anything of a run computes in fp16, whose gradients want a loss scale."""
+    return "fp16" in (config.precision, *config.precision_by_module.values())
+
+
+def modules_of(model: nn.Module, by_module: Mapping[str, str]) -> dict[str, str]:
+    """Module name → precision, for the modules that globs name; where several do, the last one counts.
+
+    raises: ConfigError for a glob that names no module of the (whole) model.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    found: dict[str, str] = {}
+    for glob, precision in by_module.items():
+        here = [name for name in names if fnmatchcase(name, glob)]
+        if not here:
+            raise ConfigError(
+                f"precision_by_module: {glob!r} names no module; the model has {', '.join(names[:12])}"
+                + (f", … ({len(names)} in all)" if len(names) > 12 else "")
+            )
+        found |= dict.fromkeys(here, precision)
+    return found
+
+
+def compute_modules_in(part: nn.Module, precisions: Mapping[str, str], device: torch.device) -> None:
+    """Run the forward of single modules in another precision than what is around them, in place.
+
+    precisions: module name → fp32, bf16 or fp16; names that live elsewhere are passed over. fp32: what comes in is
+    made float32 first. Where nothing around computes in half precision, what comes out is float32 again.
+    """
+    present = dict(part.named_modules())
+    for name, precision in precisions.items():
+        if name in present:
+            _compute_alone(present[name], DTYPES[precision], device.type)
+
+
+def _compute_alone(module: nn.Module, dtype: torch.dtype, device: str) -> None:
+    forward = module.forward
+    wide = dtype == torch.float32
+
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        around = torch.is_autocast_enabled(device)
+        if wide:
+            args, kwargs = _as_float32(args), _as_float32(kwargs)
+        with torch.autocast(device, enabled=not wide, dtype=None if wide else dtype):
+            outputs = forward(*args, **kwargs)
+        return outputs if around or wide else _as_float32(outputs)
+
+    module.forward = alone
+
+
+def _as_float32(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*(_as_float32(value) for value in x))
+    if isinstance(x, list | tuple):
+        return type(x)(_as_float32(value) for value in x)
+    if isinstance(x, dict):
+        for key in list(x):  # in place: transformers' outputs are dicts of a kind of their own
+            x[key] = _as_float32(x[key])
+    return x
 
 
 @contextmanager

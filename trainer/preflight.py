@@ -17,9 +17,17 @@ from .config import RunConfig
 from .config_errors import config_error
 from .config_file import Origins
 from .models import BuiltModel
+from .preflight_activations import working_bytes
 from .preflight_export import check_export
-from .preflight_memory import activation_bytes, checkpoint_bytes, estimate, held_by_fullest_rank
-from .preflight_recompute import check_recompute
+from .preflight_levers import check_levers, check_levers_on
+from .preflight_memory import (
+    Held,
+    activation_bytes,
+    checkpoint_bytes,
+    estimate,
+    held_by_fullest_rank,
+    keeps_whole_gradients,
+)
 from .preflight_report import PhasePlan, Report, print_report
 from .preflight_rules import (
     Found,
@@ -33,6 +41,7 @@ from .preflight_rules import (
     stages_per_rank,
 )
 from .preflight_teacher import Classroom
+from .preflight_traffic import TrafficRow, traffic
 
 __all__ = ["PhasePlan", "Report", "bubble", "check", "examine", "print_report", "refuse"]
 
@@ -78,7 +87,7 @@ def examine(
     source = _source(config, load_source, found)
     rows = None if source is None else len(source)
     check_batch(config, rows, found)
-    check_recompute(config, found)
+    check_levers(config, found)
     report = Report(
         name=config.name,
         ranks=ranks,
@@ -108,10 +117,11 @@ def refuse(config: RunConfig, ranks: int, source: Source) -> None:
     found = Found()
     check_mesh(config, ranks, found)
     check_batch(config, len(source), found)
-    check_recompute(config, found)
+    check_levers(config, found)
     built = _model(config, source, None, found)
     if built is not None:
         check_metrics(config, built.task, found)
+        check_levers_on(built, config, found)
         plan = check_tensor(config, built, found)
         check_pipeline(config, built, plan, found)
         classroom = Classroom(config, built, source, found)
@@ -175,11 +185,14 @@ def _with_model(
     report: Report, config: RunConfig, built: BuiltModel, source: Source | None, found: Found
 ) -> Report:
     check_metrics(config, built.task, found)
+    check_levers_on(built, config, found)
     plan = check_tensor(config, built, found)
     stages = check_pipeline(config, built, plan, found)
     held = held_by_fullest_rank(config, built, plan, stages)
     parameters = sum(parameter.numel() for parameter in built.module.parameters())
-    activations = _activations(config, built, found)
+    rows = math.ceil(config.data.batch / (config.parallel.microbatches * config.parallel.data_ranks))
+    activations = _activations(config, built, rows, source, found)
+    sent = _traffic(config, built, held, plan, stages, rows, found)
     classroom = Classroom(config, built, source, found)
     matches = check_techniques(
         config, built, plan, found, classroom
@@ -195,18 +208,40 @@ def _with_model(
         stages=stages,
         phases=plans,
         memory=(*estimate(config, built, held, matches, activations), *classroom.memory),
+        traffic=sent,
         checkpoint_bytes=size,
     )
 
 
-def _activations(config: RunConfig, built: BuiltModel, found: Found) -> int | None:
+def _activations(
+    config: RunConfig, built: BuiltModel, rows: int, source: Source | None, found: Found
+) -> int | None:
     parallel = config.parallel
-    rows = math.ceil(config.data.batch / (parallel.microbatches * parallel.data_ranks))
     try:
+        if parallel.pipeline == 1:
+            again = parallel.microbatches > 1
+            kept = 1.0 if again and keeps_whole_gradients(config) else 1.0 / parallel.shard
+            return working_bytes(config, built, rows, source, kept=kept, again=again)
         return activation_bytes(built, rows, recompute=parallel.recompute)
     except Exception as error:  # whatever a model does on shapes alone: the other numbers still hold
         found.note(f"activations are not in the table, the model does not run on shapes alone: {error}")
     return None
+
+
+def _traffic(
+    config: RunConfig,
+    built: BuiltModel,
+    held: Held,
+    plan: dict[str, str],
+    stages: tuple[tuple[str, ...], ...],
+    rows: int,
+    found: Found,
+) -> tuple[TrafficRow, ...]:
+    try:
+        return traffic(config, built, held, plan, stages, rows)
+    except Exception as error:  # as above, and whatever is refused elsewhere
+        found.note(f"bytes sent in a step are not in the table: {error}")
+    return ()
 
 
 def _plans(config: RunConfig, batches: int | None, counts: list[list[int]]) -> tuple[PhasePlan, ...]:

@@ -31,11 +31,9 @@ def check_engine(config: RunConfig, found: Found) -> None:
                 ("parallel", axis),
                 f"given {degree}, but engine {parallel.engine} has replicate and shard alone; use engine: native",
             )
-    if parallel.recompute:
-        found(
-            ("parallel", "recompute"),
-            f"given {parallel.recompute} with engine {parallel.engine}; native alone does it",
-        )
+    for lever in ("recompute", "compile", "offload", "build_once"):
+        if value := getattr(parallel, lever):
+            found(("parallel", lever), f"given {value} with engine {parallel.engine}; native alone does it")
     if parallel.engine == "deepspeed" or _accelerates_deepspeed(config, found):
         _check_deepspeed(config, found)
 

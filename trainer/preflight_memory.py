@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -52,8 +51,7 @@ def held_by_fullest_rank(
     mine = [[name for stage in held for name in stages[stage]] for held in homes]
     ranks = [_part(built, members) for members in mine] if stages else [_part(built, None)]
     local = [
-        {name: _local(name, p, parallel.shard, parallel.tensor, plan) for name, p in parameters.items()}
-        for parameters, _ in ranks
+        {name: _local(name, p, config, plan) for name, p in parameters.items()} for parameters, _ in ranks
     ]
     fullest = max(range(len(ranks)), key=lambda rank: sum(local[rank].values()))
     return Held(elements=local[fullest], buffer_bytes=_size(ranks[fullest][1].values()))
@@ -78,14 +76,17 @@ def _part(built: BuiltModel, members: list[str] | None) -> tuple[dict[str, Tenso
     return dict(found.values()), {name: b for name, b in module.named_buffers() if inside(name)}
 
 
-def _local(name: str, parameter: Tensor, shard: int, tensor: int, plan: Mapping[str, str]) -> int:
-    """Elements here: FSDP pads the first dim to a multiple of the shard degree."""
-    divided = plan.get(name.rpartition(".")[0])
-    whole = divided is None or (
-        divided == "row" and parameter.dim() < 2
-    )  # a row-divided layer's bias is whole
-    elements = parameter.numel() // (1 if whole else tensor)
-    return math.ceil(elements / shard)
+def _local(name: str, parameter: Tensor, config: RunConfig, plan: Mapping[str, str]) -> int:
+    """Elements on the first rank: FSDP2 deals whole rows, the first ranks' shards are the longest; ZeRO elements."""
+    shard, tensor = config.parallel.shard, config.parallel.tensor
+    shape, divided = list(parameter.shape), plan.get(name.rpartition(".")[0])
+    if tensor > 1 and divided is not None and not (divided == "row" and len(shape) < 2):
+        shape[0 if divided == "column" else 1] //= tensor  # a row-divided layer's bias is whole
+    if shard == 1:
+        return math.prod(shape)
+    if config.parallel.engine == "deepspeed" or not shape:
+        return math.ceil(math.prod(shape) / shard)
+    return math.ceil(shape[0] / shard) * math.prod(shape[1:])
 
 
 def _size(tensors: Any) -> int:
@@ -123,16 +124,18 @@ def estimate(
     parallel, count = config.parallel, held.total
     moments, techniques = count * moment_bytes(config), technique_bytes(matches, held.elements)
     weights = 4 * count + held.buffer_bytes
+    place: Any = {"where": "host" if parallel.offload else "device"}
+    masks = "masks, dense copies: the phase that has most"
     rows = [
-        MemoryRow(what="weights and buffers", bytes=weights, how=f"{count:,} weights × 4 bytes"),
-        MemoryRow(what="gradients", bytes=4 * count, how="4 bytes a weight"),
-        MemoryRow(what="optimizer moments", bytes=moments, how=f"{moment_bytes(config)} bytes a weight"),
-        MemoryRow(what="techniques", bytes=techniques, how="masks, dense copies: the phase that has most"),
+        MemoryRow(what="weights and buffers", bytes=weights, how=f"{count:,} weights × 4 bytes", **place),
+        MemoryRow(what="gradients", bytes=4 * count, how="4 bytes a weight", **place),
+        MemoryRow(
+            what="optimizer moments", bytes=moments, how=f"{moment_bytes(config)} bytes a weight", **place
+        ),
+        MemoryRow(what="techniques", bytes=techniques, how=masks, **place),
     ]
-    if parallel.shard > 1:
-        unit = _largest_unit(built)
-        rows.append(MemoryRow(what="gathered weights", bytes=8 * unit, how="the two largest units, whole"))
-    if config.precision != "fp32":
+    rows += _of_engine(config, built, held)
+    if config.precision != "fp32" and (activations is None or parallel.pipeline > 1):
         rows.append(MemoryRow(what="half-precision copies", bytes=2 * count, how="made anew in each forward"))
     if activations is not None:
         share, how = in_flight(config)
@@ -145,12 +148,99 @@ def estimate(
     return tuple(rows)
 
 
+def keeps_whole_gradients(config: RunConfig) -> bool:
+    """Whether FSDP2 adds up whole gradients over micro-batches, and divides them at the last one."""
+    parallel = config.parallel
+    return parallel.shard > 1 and parallel.microbatches > 1 and not divides_flat(config)
+
+
+def divides_flat(config: RunConfig) -> bool:
+    """Whether DeepSpeed's ZeRO holds the weights."""
+    parallel = config.parallel
+    return parallel.shard > 1 and (
+        parallel.engine == "deepspeed" or (parallel.engine == "accelerate" and zero_stage(config) is not None)
+    )
+
+
+def zero_stage(config: RunConfig) -> int | None:
+    """ZeRO's stage; None where it is not DeepSpeed that divides."""
+    from .engine_accelerate import accelerated
+    from .engine_deepspeed import zero_of
+
+    if config.parallel.engine == "native":
+        return None
+    if config.parallel.engine == "accelerate" and accelerated(config).deepspeed is None:
+        return None
+    return zero_of(config).stage
+
+
+def _of_engine(config: RunConfig, built: BuiltModel, held: Held) -> list[MemoryRow]:
+    """What the engine holds for itself beside shards of weights, gradients and moments."""
+    parallel = config.parallel
+    if parallel.shard == 1:
+        return []
+    whole = sum(p.numel() for p in built.module.parameters()) // max(parallel.pipeline * parallel.tensor, 1)
+    if divides_flat(config):
+        return _of_zero(config, whole, held)
+    largest, root = units_of(built)
+    if parallel.engine == "accelerate" and _one_unit(config):
+        largest, root = 0, whole
+    rows = [
+        MemoryRow(
+            what="gathered weights",
+            bytes=4 * (root + 2 * largest) // parallel.tensor,
+            how="what is in no unit, and the two largest units, whole",
+        )
+    ]
+    if keeps_whole_gradients(config) and parallel.pipeline == 1:
+        more = 4 * (whole - held.total)
+        how = "added up over micro-batches before they are divided"
+        rows.append(MemoryRow(what="whole gradients", bytes=more, how=how))
+    return rows
+
+
+def _one_unit(config: RunConfig) -> bool:
+    """Whether Accelerate is to gather the model as a whole."""
+    from .engine_accelerate import accelerated
+
+    return (accelerated(config).fsdp or {}).get("auto_wrap_policy") == "no_wrap"
+
+
+def _of_zero(config: RunConfig, whole: int, held: Held) -> list[MemoryRow]:
+    """DeepSpeed's own: working copies of the weights, and its buffers for gradients."""
+    stage, each = zero_stage(config), 4
+    if (stage or 0) >= 2 and config.precision != "fp32":
+        each = 2
+    looked_at = any(phase.techniques for phase in config.phases)
+    rows = []
+    if stage in (1, 2):
+        rows.append(
+            MemoryRow(what="working weights", bytes=each * whole, how=f"whole, {each} bytes a weight")
+        )
+    else:
+        rows.append(
+            MemoryRow(what="working weights", bytes=each * held.total, how=f"shares, {each} bytes a weight")
+        )
+    gradients = each * whole if stage == 1 else 0
+    rows.append(
+        MemoryRow(
+            what="gradients on the way",
+            bytes=gradients + each * whole,
+            how="ZeRO's buffer for their reduction",
+        )
+    )
+    if looked_at:
+        how = "rows of weights and gradients for techniques"
+        rows.append(MemoryRow(what="rows", bytes=8 * held.total, how=how))
+    return rows
+
+
 def in_flight(config: RunConfig) -> tuple[float, str]:
     """How many micro-batches' activations of the whole model the fullest rank keeps at once, and why."""
     parallel = config.parallel
     p, m = parallel.pipeline, parallel.microbatches
     if p == 1:
-        return 1.0, "one micro-batch, in float32, without the loss"
+        return 1.0, "one micro-batch, forward, loss and backward"
     if parallel.schedule in ("gpipe", "looped_bfs"):
         return m / p, f"{m} micro-batches of 1/{p} of the model"
     if SCHEDULES[parallel.schedule].folded:  # as 1f1b, but on every rank alike
@@ -163,16 +253,18 @@ def in_flight(config: RunConfig) -> tuple[float, str]:
     return parts / (2 * p), f"{parts} micro-batch parts of 1/{2 * p} of the model"
 
 
-def _largest_unit(built: BuiltModel) -> int:
-    """Weights of the largest FSDP unit; what is in no unit is gathered as one more."""
-    parameters = {name: p.numel() for name, p in built.module.named_parameters()}
-    globs = built.layout.units or built.layout.order
-    sizes = {
-        name: sum(n for p, n in parameters.items() if p.startswith(f"{name}."))
-        for name, _ in built.module.named_modules()
-        if any(fnmatchcase(name, glob) for glob in globs)
-    }
-    return max([*sizes.values(), sum(parameters.values()) - sum(sizes.values())])
+def units_of(built: BuiltModel) -> tuple[int, int]:
+    """Weights of the largest FSDP unit, and of what is in none and stays gathered from forward to backward."""
+    from ..parallel.fully_sharded import find_units
+
+    module = built.module
+    sizes = {id(p): p.numel() for p in module.parameters()}
+    inside: set[int] = set()
+    largest = 0
+    for name in find_units(module, built.layout):
+        mine = {id(p) for p in module.get_submodule(name).parameters()} - inside
+        largest, inside = max(largest, sum(sizes[key] for key in mine)), inside | mine
+    return largest, sum(size for key, size in sizes.items() if key not in inside)
 
 
 def activation_bytes(built: BuiltModel, rows: int, *, recompute: int = 0) -> int:

@@ -13,6 +13,7 @@ from rich.table import Table
 from .config_errors import Problem
 from .preflight_memory import MemoryRow
 from .preflight_rules import in_bytes
+from .preflight_traffic import TrafficRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Report:
     """Modules of each pipeline stage; empty without a pipeline."""
     phases: tuple[PhasePlan, ...] = ()
     memory: tuple[MemoryRow, ...] = ()
+    traffic: tuple[TrafficRow, ...] = ()
+    """What a rank sends in a step, axis by axis."""
     checkpoint_bytes: int | None = None
     """Of the whole run on disk, one checkpoint."""
     pipeline_bubble: float = 0.0
@@ -67,7 +70,7 @@ class Report:
 def print_report(report: Report, console: Console | None = None) -> None:
     """The report as a page: facts, phases, memory of the fullest rank, notes, problems."""
     console = console or Console()
-    for table in (_facts(report), _phases(report), _memory(report)):
+    for table in (_facts(report), _phases(report), _memory(report), _traffic(report)):
         if table.row_count:
             console.print(table)
     for note in report.notes:
@@ -118,4 +121,13 @@ def _memory(report: Report) -> Table:
     if report.memory:
         table.add_section()
         table.add_row("together", in_bytes(report.memory_bytes()), "device")
+    return table
+
+
+def _traffic(report: Report) -> Table:
+    table = Table(title="Sent by a rank in each step", title_justify="left")
+    for name, justify in (("axis", "left"), ("bytes", "right"), ("counted as", "left")):
+        table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
+    for row in report.traffic:
+        table.add_row(row.axis, in_bytes(row.bytes), row.how)
     return table

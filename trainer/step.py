@@ -18,10 +18,12 @@ from .config import RunConfig
 from .gradients import blame, clip, diverged, global_norm
 from .precision import LossScaler
 from .randomness import StepSeeds
+from .same_everywhere import Late
 from .schedules import factor
 from .update import update_of
 
 _SKIPS_IN_A_ROW = 50  # after that many steps left out, training is broken and not just unlucky
+_COMPILING = 1200.0  # seconds in which a forward and a backward are compiled, of the largest models too
 
 
 class Steps:
@@ -36,11 +38,13 @@ class Steps:
         self.norm: Tensor | None = None
         self.learning_rate = 0.0
         self.skipped = 0
+        self.late = Late(mesh)
         self._mesh = mesh
         self._seeds = StepSeeds(config.seed, mesh, numpy_too=not _built_in(config))
         self._moving = assembly.moving
         self._update = self._moving.update if self._moving else update_of(assembly.optimizer)
         self._skipped_in_a_row = 0
+        self._compiled: set[int] | None = set() if config.parallel.compile else None  # sizes of batches
 
     def train_step(self, batch: Batch, global_step: int, where: Any) -> None:
         """One optimizer step on one global batch (this rank's rows of it).
@@ -54,7 +58,7 @@ class Steps:
         run.loss_scale = self.scaler.factor if self.scaler else 1.0
         self.chain.before_step(self.learning_rate)
 
-        where(global_step, "forward/backward")
+        where(global_step, "forward/backward", self._compiles(batch.global_rows))
         if not self.chain.trains:
             self._look(batch)
             return
@@ -80,6 +84,13 @@ class Steps:
             weight.drop_grad()
         self.losses += loss / self.scaler.factor if self.scaler else loss
 
+    def _compiles(self, rows: int) -> float:
+        """Seconds that this step may take beside the usual, because it is the first of its size."""
+        new = self._compiled is not None and rows not in self._compiled
+        if self._compiled is not None:
+            self._compiled.add(rows)
+        return _COMPILING if new else 0.0
+
     def _look(self, batch: Batch) -> None:
         """A step of a phase that does not train: the rows go forward, as in evaluation, and nothing moves."""
         parts, task = self.assembly.engine.parts, self.assembly.task
@@ -98,6 +109,7 @@ class Steps:
 
     def _loss(self, outputs: Any, columns: Mapping[str, Tensor], valid: Tensor | None) -> Tensor:
         """Share of these rows in the mean loss over the global batch; sums over micro-batches and ranks to it."""
+        self.late.arrive()
         loss = self.assembly.task.loss_sum(outputs, columns, valid) / self.chain.run.items
         loss = self.chain.add_loss(outputs, columns, loss)
         return self.scaler.scale(loss) if self.scaler else loss

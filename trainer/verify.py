@@ -32,9 +32,11 @@ _STEPS = 6  # optimizer steps of every phase: enough for masks, momentum and a s
 _POINTS = ("begin", "end", "stop")  # settings that say when, as a share of the phase or as a step
 
 
-def parity(config: RunConfig, meshes: Sequence[Mapping[str, int]], on_ranks: OnRanks) -> tuple[bool, str]:
+def parity(config: RunConfig, meshes: Sequence[Mapping[str, Any]], on_ranks: OnRanks) -> tuple[bool, str]:
     """Train a few steps of every phase on one process and on each mesh, dropout off, and compare.
 
+    meshes: keys of `parallel` that replace the config's: degrees, and perhaps an engine with its own keys. One process
+    is the native engine without levers on memory and time, so that these are proven too.
     returns: (all agree, a table of the largest differences).
     """
     rows: list[Row] = []
@@ -43,11 +45,11 @@ def parity(config: RunConfig, meshes: Sequence[Mapping[str, int]], on_ranks: OnR
 
         @cache
         def reference(pieces: int) -> Trace:
-            return run_trace(_short(config, {}, pieces, folder / f"reference-{pieces}"), on_ranks)
+            return run_trace(_short(config, _PLAIN, pieces, folder / f"reference-{pieces}"), on_ranks)
 
         @cache
         def rounding(pieces: int) -> Difference:
-            nudged = _short(config, {}, pieces, folder / f"nudged-{pieces}")
+            nudged = _short(config, _PLAIN, pieces, folder / f"nudged-{pieces}")
             return compare(reference(pieces), run_trace(nudged, on_ranks, nudge=True))
 
         for number, degrees in enumerate(meshes):
@@ -69,7 +71,7 @@ def parity(config: RunConfig, meshes: Sequence[Mapping[str, int]], on_ranks: OnR
 def resume(
     config: RunConfig,
     kill_at: Sequence[int],
-    then_meshes: Sequence[Mapping[str, int]],
+    then_meshes: Sequence[Mapping[str, Any]],
     on_ranks: OnRanks,
 ) -> tuple[bool, str]:
     """Kill a run with SIGKILL at given steps, resume it, and compare with one that nobody stopped.
@@ -200,7 +202,11 @@ def _without_dropout(parts: Sequence[nn.Module]) -> None:
 # ── the shortened config
 
 
-def _short(config: RunConfig, degrees: Mapping[str, int], microbatches: int, folder: Path) -> RunConfig:
+_PLAIN: dict[str, Any] = {"engine": "native", "recompute": 0, "recompute_keep": [], "compile": False}
+"""Keys of `parallel` with which one process is the reference."""
+
+
+def _short(config: RunConfig, degrees: Mapping[str, Any], microbatches: int, folder: Path) -> RunConfig:
     """The config on another mesh, a few steps of every phase, in a folder of its own."""
     values = config.model_dump(mode="json")
     values["name"] = folder.name
@@ -210,6 +216,11 @@ def _short(config: RunConfig, degrees: Mapping[str, int], microbatches: int, fol
         **degrees,
         "microbatches": microbatches,
     }
+    for engine in ("deepspeed", "accelerate"):  # another engine's own keys would be refused
+        if engine not in degrees and values["parallel"]["engine"] != engine:
+            values["parallel"][engine] = {}
+    if values["parallel"]["shard"] == 1 and values["parallel"]["engine"] == "native":
+        values["parallel"]["offload"] = False
     if not any(degrees.get(axis, 1) > 1 for axis in ("pipeline",)):
         values["parallel"]["stages"] = None
     values["tracking"] |= {"wandb": None, "tensorboard": False, "every": 1000}
@@ -234,13 +245,17 @@ def _sooner(technique: dict[str, Any], steps: int | None, shortened: int) -> dic
     return technique | moved
 
 
-def _microbatches(config: RunConfig, degrees: Mapping[str, int]) -> int:
+def _microbatches(config: RunConfig, degrees: Mapping[str, Any]) -> int:
     stages = degrees.get("pipeline", 1)
     return max(config.parallel.microbatches, stages if stages > 1 else 1)
 
 
-def _name(degrees: Mapping[str, int]) -> str:
-    return " × ".join(f"{axis}={n}" for axis, n in degrees.items() if n > 1) or "one process"
+def _name(degrees: Mapping[str, Any]) -> str:
+    axes = " × ".join(f"{axis}={n}" for axis, n in degrees.items() if isinstance(n, int) and n > 1)
+    engine = degrees.get("engine", "")
+    if "deepspeed" in degrees:
+        engine = f"ZeRO-{degrees['deepspeed'].get('stage', 2)}"
+    return f"{axes or 'one process'}{f', {engine}' if engine else ''}"
 
 
 def _table(title: str, rows: Sequence[Row]) -> str:

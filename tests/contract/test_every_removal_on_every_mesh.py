@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from forgepress.compression import techniques
+from forgepress.tests.engines import ENGINES
 from forgepress.tests.meshes import MESHES, THEN
 from forgepress.tests.sessions import config_of, run
 from forgepress.trainer.config import RunConfig
@@ -28,7 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 STOP_AT = 6  # two steps behind the removal
 
 
-def config(case: str, degrees: dict[str, int], folder: Path) -> RunConfig:
+def config(case: str, degrees: dict[str, Any], folder: Path) -> RunConfig:
     net, technique = CASES[case]
     phases = [{"name": "shrink", "steps": 4, "techniques": [technique]}, {"name": "tune", "steps": 4}]
     return config_of(
@@ -61,6 +62,16 @@ def test_removes_what_one_process_removes_and_goes_on_also_on_another_mesh(
     there = run(config(case, MESHES[mesh], tmp_path / "run"), stop_at=STOP_AT if resumes else 0)
     if resumes:
         there = run(config(case, MESHES[THEN[mesh]], tmp_path / "run"))
+    difference = compare(alone(case), there)
+    assert difference.within() and difference.masks == 0.0, difference
+    assert len(there.steps) == 8
+
+
+@pytest.mark.parametrize(
+    ("engine", "case"), [("zero-3", "slimming"), ("accelerate-fsdp2", "structured-taylor")]
+)
+def test_removes_the_same_on_other_engines_and_goes_on_there(engine: str, case: str, tmp_path: Path) -> None:
+    there = run(config(case, ENGINES[engine], tmp_path / "run"))
     difference = compare(alone(case), there)
     assert difference.within() and difference.masks == 0.0, difference
     assert len(there.steps) == 8

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from forgepress.errors import ConfigError
-from forgepress.launch.cli import degrees, main, split_words
+from forgepress.launch.cli import main, split_words
+from forgepress.launch.commands import degrees, mesh_and_engine
 
 COMMANDS = (
     *("train", "check", "verify", "export", "report", "techniques", "schema", "bench"),
@@ -83,6 +84,16 @@ def test_words_are_config_files_or_settings(tmp_path: Path):
         split_words(["a.yaml", "data.batch"])
     with pytest.raises(ConfigError, match="no config file given"):
         split_words(["data.batch=64"])
+
+
+def test_a_mesh_may_name_an_engine():
+    assert mesh_and_engine("shard=2") == {"shard": 2}
+    stage = {"engine": "deepspeed", "deepspeed": {"stage": 3}}
+    assert mesh_and_engine("shard=2, engine=zero-3") == {"shard": 2, **stage}
+    assert mesh_and_engine("engine=accelerate") == {"engine": "accelerate"}
+    for text in ("shard=2,engine=zero", "engine=zero-4", "engine=horovod", "engine=3"):
+        with pytest.raises(ConfigError, match="zero-0 to zero-3"):
+            mesh_and_engine(text)
 
 
 def test_mesh_degrees_are_read_or_refused_by_name():

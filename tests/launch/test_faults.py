@@ -35,6 +35,22 @@ def broken(outputs, columns):
         raise ValueError("rank 1 cannot count")
     return outputs[:, 0]
 '''
+LONELY = '''
+"""A technique whose rank 1 enters a collective that nobody else enters."""
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from forgepress.compression import Technique
+
+@dataclass(frozen=True, kw_only=True)
+class Lonely(Technique):
+    """Waits for ever in its third step."""
+
+    def after_step(self, run):
+        if run.step == 3 and dist.get_rank() == 1:
+            dist.barrier()
+'''
+ZERO_3 = ("parallel.engine=deepspeed", "parallel.deepspeed.stage=3")
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -94,14 +110,19 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("number", "cause"),
-    [(signal.SIGKILL, "killed by SIGKILL"), (signal.SIGSTOP, "no sign of life")],
+    ("number", "cause", "engine"),
+    [
+        (signal.SIGKILL, "killed by SIGKILL", ()),
+        (signal.SIGSTOP, "no sign of life", ()),
+        (signal.SIGKILL, "killed by SIGKILL", ZERO_3),
+    ],
+    ids=["killed", "stopped", "killed, ZeRO-3"],
 )
 def test_a_rank_that_dies_or_stops_in_training_ends_all(
-    start: Start, wait_until: Callable[..., None], tmp_path: Path, number: signal.Signals, cause: str
+    start: Start, tmp_path: Path, number: signal.Signals, cause: str, engine: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "runs" / "run"
-    process = start("run")
+    process = start("run", *engine)
     wait_for_checkpoint(process, folder)
     ranks = ranks_of(folder)
     assert len(ranks) == 2 and all(map(alive, ranks))
@@ -122,6 +143,21 @@ def test_an_exception_on_one_rank_ends_all_and_is_named(start: Start, tmp_path: 
     assert re.search(r"error: rank 1 of 2 .* step 20, evaluate: ValueError: rank 1 cannot count", output), (
         output
     )
+    assert not any(map(alive, ranks_of(tmp_path / "runs" / "run")))
+
+
+def test_a_collective_in_training_that_one_rank_enters_alone_ends_all_at_the_timeout(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "lonely.py").write_text(LONELY)
+    technique = "phases=[{name: train, steps: 1000, techniques: [{name: 'lonely:Lonely'}]}]"
+    process = start("run", technique, "parallel.timeout=2")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.count("error:") == 1 and "parallel.timeout=2" in output, output
+    assert re.search(r"rank [01] of 2 .* step [34], .*no progress", output) and re.search(
+        r"rank [01]: step [34], ", output
+    ), output
     assert not any(map(alive, ranks_of(tmp_path / "runs" / "run")))
 
 

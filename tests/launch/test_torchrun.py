@@ -83,3 +83,14 @@ def test_without_an_agent_the_loss_of_the_stores_own_rank_ends_the_others(
             process.kill()
     assert output.count("error: rank 0 of 2") == 1 and says in output
     assert all(process.returncode for process in ranks)
+
+
+def test_too_few_ranks_at_the_meeting_end_with_a_message_that_counts_them(tmp_path: Path):
+    given = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
+    code = "from forgepress.parallel import join\nwith join('cpu', timeout=2):\n    pass"
+    environment = os.environ | {name: str(value) for name, value in given.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "only 1 of 2 ranks came to 127.0.0.1:" in done.stderr and "within 2 s" in done.stderr, done.stderr

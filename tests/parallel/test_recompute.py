@@ -1,17 +1,20 @@
 """Activation checkpointing changes memory and nothing else."""
 
 import copy
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from forgepress.parallel import Layout
-from forgepress.parallel.recompute import blocks_of, recompute, recomputed
+from forgepress.parallel.recompute import KEPT, blocks_of, kept_operators, recompute, recomputed
 from forgepress.trainer.config import RunConfig
 from forgepress.trainer.models import build_model
+from forgepress.trainer.preflight_levers import check_levers
 from forgepress.trainer.preflight_memory import activation_bytes
-from forgepress.trainer.preflight_recompute import check_recompute
 from forgepress.trainer.preflight_rules import Found
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 GPT = {"name": "gpt", "vocabulary": 31, "context": 8, "layers": 4, "width": 16, "heads": 2, "dropout": 0.1}
 
@@ -45,6 +48,40 @@ def test_gradients_stay_and_memory_shrinks(every: int) -> None:
     for (name, p), q in zip(plain.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=0.0, msg=name)
     assert kept_bytes(other, x) < kept_bytes(plain, x) * (0.4 if every == 1 else 0.7)
+
+
+@pytest.mark.parametrize("keep", [("matmul",), ("attention",)])
+def test_operators_that_are_kept_run_once_and_change_no_gradient(keep: tuple[str, ...]) -> None:
+    built = build_model({**GPT, "dropout": 0.0})  # attention with dropout is no one operator
+    plain, all_again, some = (
+        built.module.double(),
+        *(copy.deepcopy(built.module).double() for _ in range(2)),
+    )
+    names = recomputed(plain, built.layout, 1)
+    recompute(all_again, names)
+    recompute(some, names, keep)
+    x = torch.randint(0, 31, (3, 8))
+    counts = []
+    for model in (plain, all_again, some):
+        torch.manual_seed(5)
+        with Counted() as counted:
+            model(x).square().mean().backward()
+        counts.append(counted.count[keep[0]])
+    assert counts[0] == counts[2] < counts[1]  # what is kept does not run again
+    for (name, p), q in zip(plain.named_parameters(), some.named_parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q[1].grad, rtol=1e-12, atol=0.0, msg=name)
+
+
+class Counted(TorchDispatchMode):
+    """How often operators of each kind of `KEPT` run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count.update(word for word in KEPT if func in kept_operators([word]))
+        return func(*args, **(kwargs or {}))
 
 
 def test_running_averages_move_once() -> None:
@@ -85,5 +122,5 @@ def test_what_looks_at_activations_is_refused(technique: dict[str, object], refu
         }
     )
     found = Found()
-    check_recompute(config, found)
+    check_levers(config, found)
     assert [problem.path for problem in found.problems] == ([("parallel", "recompute")] if refused else [])

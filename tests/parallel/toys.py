@@ -1,6 +1,6 @@
 """Small models, data and a training loop that the tests of this package share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -186,12 +186,18 @@ def train(
     rows: int = 17,
     steps: int = 3,
     microbatches: int = 1,
+    change: Callable[[nn.Module], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train on a mesh with SGD on local shards; rank 0 returns losses, outputs, gradients and state of the end."""
+    """Train on a mesh with SGD on local shards; rank 0 returns losses, outputs, gradients and state of the end.
+
+    change: done to each part of the model that the engine holds, before the first step.
+    """
     mesh = Mesh.build(degrees)
     model, layout = make_model(name)
     engine = NativeEngine(model, layout, mesh, microbatches=microbatches, **options)
+    for part in engine.parts if change is not None else ():
+        change(part)
     local = {key: p.to_local() if hasattr(p, "to_local") else p for key, p in engine.parameters().items()}
     local = {key: value.detach() for key, value in local.items()}
     losses: list[Tensor] = []

@@ -51,9 +51,10 @@ def test_moments_are_those_of_the_optimizer(optimizer, each):
     assert memory(optimizer=optimizer)["optimizer moments"] == each * WEIGHTS
 
 
-def test_sharding_divides_every_parameter_with_the_remainder_rounded_up():
-    sizes = [784 * 300, 300, 300 * 100, 100, 100 * 10, 10]
-    assert memory(7, parallel={"shard": 7})["gradients"] == 4 * sum(math.ceil(size / 7) for size in sizes)
+def test_sharding_deals_rows_and_the_first_rank_has_the_remainder():
+    shapes = [(300, 784), (300, 1), (100, 300), (100, 1), (10, 100), (10, 1)]
+    first = sum(math.ceil(rows / 7) * columns for rows, columns in shapes)
+    assert memory(7, parallel={"shard": 7})["gradients"] == 4 * first
     assert memory(7, parallel={"replicate": 7})["gradients"] == 4 * WEIGHTS
 
 

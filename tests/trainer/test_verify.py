@@ -34,6 +34,13 @@ def test_parity_holds_for_a_run_that_is_the_same_on_every_mesh(tmp_path: Path) -
     assert not (tmp_path / "run").exists()  # a proof leaves the run's own folder alone
 
 
+def test_parity_holds_on_another_engine_and_against_the_native_one(tmp_path: Path) -> None:
+    config = tiny(tmp_path, MAGNITUDE, parallel={"engine": "accelerate", "shard": 2, "microbatches": 2})
+    zero = {"shard": 2, "engine": "deepspeed", "deepspeed": {"stage": 2}}
+    holds, table = parity(config, [{"shard": 2}, zero], on_ranks)
+    assert holds and "shard=2, ZeRO-2" in table
+
+
 def test_parity_fails_for_a_technique_that_takes_a_local_for_a_global_quantile(tmp_path: Path) -> None:
     config = tiny(tmp_path, {"name": f"{OWN}LocalQuantile"})
     holds, table = parity(config, [{"shard": 2}, {"replicate": 2}], on_ranks)

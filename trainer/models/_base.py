@@ -77,7 +77,9 @@ class BuiltModel:
                 self.layout.links
             )  # without any, the engine says which module names there are to choose from
             return list(links.costs) if links is not None else None
-        example = self.example(1)[0] if self.input_shape is not None else None
+        first = next(self.module.parameters(), None)
+        here = "cpu" if first is None else first.device
+        example = self.example(1, device=here)[0] if self.input_shape is not None else None
         return module_costs(self.module, self.layout, example)
 
 
