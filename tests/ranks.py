@@ -179,8 +179,12 @@ def _serve(pipe: Connection) -> None:
 
 
 def _run(task: bytes, rank: int, ranks: int, meeting: str, timeout: float) -> Any:
+    import torch.distributed as dist
     from forgepress.parallel import join
 
     function, args, kwargs = cloudpickle.loads(task)
     with join("cpu", rank=rank, ranks=ranks, meeting=meeting, timeout=timeout):
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if dist.is_initialized():
+            dist.barrier()  # who leaves early would break the connections that another one is still making
+        return result
