@@ -35,6 +35,13 @@ def test_each_case_is_one_row_and_peers_share_their_question(table, result):
     assert second == "|  | a \\| b | 12,345 bytes |  |"
 
 
+def test_a_page_elsewhere_links_to_the_scripts_and_a_short_one_has_the_cases_that_are_told(table, result):
+    assert "(../benchmarks/speed.py) | ours" in table.table([result], folder="../benchmarks")
+    assert table.table([result], told={"speed": ["a*"]}).splitlines()[2:] == [
+        "| [How fast?](benchmarks/speed.py) | a \\| b | 12,345 bytes | 2 cores |"
+    ]
+
+
 def test_the_table_replaces_only_what_is_between_the_comments(table):
     page = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
     once = table.put(page, "new")
@@ -53,7 +60,7 @@ def test_a_result_without_its_machine_is_refused_by_name(table, result):
         table.table([result])
 
 
-def test_the_table_in_the_readme_is_that_of_the_results(table):
+def test_the_tables_are_those_of_the_results(table):
     assert table.main(["--check"]) == 0
 
 
