@@ -287,9 +287,10 @@ def _join_by_environment(turns: Turns) -> None:
         return
     port = Path(turns.folder, "port")
     if turns.rank == 0:
-        from forgepress.launch.local import free_port
+        from forgepress.launch.local import hold_port
 
-        port.with_suffix(".new").write_text(str(free_port()))
+        with hold_port() as held:
+            port.with_suffix(".new").write_text(str(held.getsockname()[1]))
         port.with_suffix(".new").rename(port)
     while not port.is_file():
         time.sleep(0.05)

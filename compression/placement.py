@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor, Placement
+
+
+def is_divided(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether ``tensor`` is a DTensor. By its attribute: importing the class costs a run without any a second."""
+    return hasattr(tensor, "placements")
 
 
 def positions(parameter: Tensor, dim: int) -> Tensor:
@@ -15,8 +23,10 @@ def positions(parameter: Tensor, dim: int) -> Tensor:
     Strided shards (FSDP over a dim that tensor parallelism has cut already) are cut last, as they were made.
     """
     here = torch.arange(parameter.shape[dim])
-    if not isinstance(parameter, DTensor):
+    if not is_divided(parameter):
         return here
+    from torch.distributed.tensor import Shard
+
     mesh = parameter.device_mesh
     coordinate = mesh.get_coordinate()
     assert coordinate is not None
@@ -29,7 +39,7 @@ def positions(parameter: Tensor, dim: int) -> Tensor:
 
 
 def _cuts(placement: Placement, dim: int) -> bool:
-    return not isinstance(placement, Replicate) and getattr(placement, "dim", None) == dim
+    return not placement.is_replicate() and getattr(placement, "dim", None) == dim
 
 
 class Reduced:
@@ -49,8 +59,10 @@ class Reduced:
     def wrap(self, local: Tensor) -> Tensor:
         """``local`` placed like the weight along the other dims, equal everywhere along these."""
         like = self._parameter
-        if not isinstance(like, DTensor):
+        if not is_divided(like):
             return local
+        from torch.distributed.tensor import DTensor, Replicate
+
         placements = [Replicate() if getattr(p, "dim", None) in self.sizes else p for p in like.placements]
         shape = torch.Size(self.sizes.get(dim, size) for dim, size in enumerate(like.shape))
         stride = torch.empty(shape, device="meta").stride()

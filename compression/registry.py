@@ -18,33 +18,46 @@ from .technique import Technique
 
 @cache
 def techniques() -> dict[str, type[Technique]]:
-    """All built-in techniques: name (``pruning.magnitude``: the file's path) → class."""
+    """All built-in techniques: name (``pruning.magnitude``: the file's path) → class. cost: imports all of them."""
+    found = {name: _class_in(name) for name in _files()}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+@cache
+def _files() -> tuple[str, ...]:
+    """Names of the files that may be techniques; nothing is imported."""
     package = import_module(__package__ or "")
-    found: dict[str, type[Technique]] = {}
-    for folder in pkgutil.iter_modules(package.__path__):
-        if not folder.ispkg or folder.name.startswith("_"):
-            continue
-        for file in pkgutil.iter_modules([f"{path}/{folder.name}" for path in package.__path__]):
-            if file.name.startswith("_"):
-                continue
-            module = import_module(f"{__package__}.{folder.name}.{file.name}")
-            for value in vars(module).values():
-                if (
-                    isinstance(value, type)
-                    and issubclass(value, Technique)
-                    and value.__module__ == module.__name__
-                ):
-                    found[f"{folder.name}.{file.name}"] = value
-    return dict(sorted(found.items()))
+    return tuple(
+        sorted(
+            f"{folder.name}.{file.name}"
+            for folder in pkgutil.iter_modules(package.__path__)
+            if folder.ispkg and not folder.name.startswith("_")
+            for file in pkgutil.iter_modules([f"{path}/{folder.name}" for path in package.__path__])
+            if not file.name.startswith("_")
+        )
+    )
+
+
+@cache
+def _class_in(name: str) -> type[Technique] | None:
+    """The technique of one file; None where the file is none."""
+    module = import_module(f"{__package__}.{name}")
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Technique) and value.__module__ == module.__name__
+    ]
+    return own[-1] if own else None
 
 
 def technique_class(name: str) -> type[Technique]:
     """The class that ``name`` means: a built-in name, or ``package.module:Class`` for one of your own.
 
-    raises: ConfigError with the nearest known name.
+    raises: ConfigError with the nearest known name.   cost: imports this one alone.
     """
-    if name in techniques():
-        return techniques()[name]
+    kind = _class_in(name) if name in _files() else None
+    if kind is not None:
+        return kind
     if ":" in name:
         return _own(name)
     near = difflib.get_close_matches(name, techniques(), n=1)
@@ -69,9 +82,9 @@ def _own(name: str) -> type[Technique]:
 
 def name_of(technique: type[Technique]) -> str:
     """The name under which ``technique`` is asked for in a config."""
-    for name, known in techniques().items():
-        if known is technique:
-            return name
+    name = technique.__module__.removeprefix(f"{__package__}.")
+    if name in _files() and _class_in(name) is technique:
+        return name
     return f"{technique.__module__}:{technique.__qualname__}"
 
 

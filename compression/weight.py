@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from .placement import Reduced, positions
+from .placement import Reduced, is_divided, positions
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -38,7 +37,7 @@ class Weight:
         )
         self.local = local_of(parameter)
         # The optimizer takes plain tensors: a step on DTensors costs dispatch per parameter and refuses empty shards.
-        self.tensor: Tensor = self.local if isinstance(parameter, DTensor) else parameter
+        self.tensor: Tensor = self.local if is_divided(parameter) else parameter
         self._dense: Tensor | None = None
         self.projected = False
 
@@ -161,8 +160,10 @@ class Weight:
 
     def wrap(self, local: Tensor) -> Tensor:
         """``local`` (shaped like the local part, any dtype) placed like the parameter: a DTensor where it is one."""
-        if not isinstance(self.parameter, DTensor):
+        if not is_divided(self.parameter):
             return local
+        from torch.distributed.tensor import DTensor
+
         spec = self.parameter
         return DTensor.from_local(
             local, spec.device_mesh, spec.placements, run_check=False, shape=spec.shape, stride=spec.stride()
@@ -182,18 +183,18 @@ def local_of(tensor: Tensor) -> Tensor:
     Tensor parallelism turns also the buffers of the layers that it divides into DTensors.
     """
     with torch.no_grad():
-        return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+        return tensor.to_local().detach() if is_divided(tensor) else tensor.detach()
 
 
 def _sharded_axes(parameter: Tensor) -> dict[str, tuple[int, dist.ProcessGroup | None]]:
     """Mesh axis → (dim that it shards, group along it), for axes that hold different parts."""
-    if not isinstance(parameter, DTensor):
+    if not is_divided(parameter):
         return {}
     mesh, axes = parameter.device_mesh, {}
     for index, placement in enumerate(parameter.placements):
-        if isinstance(placement, Replicate):
+        if placement.is_replicate():
             continue
-        if isinstance(placement, Partial):
+        if placement.is_partial():
             raise ValueError(f"a parameter with placement {placement} holds no shard of itself")
         name = (mesh.mesh_dim_names or [f"axis{i}" for i in range(mesh.ndim)])[index]
         axes[name] = (placement.dim, mesh.get_group(index) if mesh.size(index) > 1 else None)  # pyright: ignore[reportAttributeAccessIssue]

@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         die_with_parent()
     # Last on the path: a config's "package.module:function" may lie here, but nothing here hides a library.
+    if not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()]):
+        sys.path.pop(0)
     sys.path.append(os.getcwd())
     try:
         app(args=arguments, prog_name="forgepress")
@@ -61,35 +63,67 @@ def train(
     from .environment import read_place
 
     place = read_place()
+    starts_ranks = place.launched_by == "nothing"
     try:
-        config = load(words)
+        # Each rank checks the techniques again; here that would cost seconds, for an import of torch.
+        config = load(words, techniques=not starts_ranks)
         from .collisions import refuse_collision
 
         refuse_collision(config, resume=resume, overwrite=fresh)
     except ForgepressError as error:
-        if place.world == 1:
+        if starts_ranks:
             raise
         return _fail_together(error, place)
-    if place.launched_by == "nothing":
+    if starts_ranks:
         from .collisions import refuse_running
+        from .devices import ranks_here
         from .local import run_local
         from .logs import open_log
 
+        needed = ranks_here(config, ranks)
+        _import_for(config, words, needed)
         open_log(config.run_folder, 0).close()  # said here once where it cannot be, not by each rank
         refuse_running(config.run_folder)
-        needed = ranks or config.parallel.ranks
         flags = [flag for flag, given in (("--fresh", fresh), ("--resume", resume)) if given]
-        arguments = ["train", *words, *flags]
-        return run_local(arguments, needed, run_folder=config.run_folder, timeout=config.parallel.timeout)
-    if ranks is not None and ranks != place.world:
+        return run_local(
+            ["train", *words, *flags],
+            needed,
+            work=lambda: _train_as_rank(config, fresh=fresh),
+            run_folder=config.run_folder,
+            timeout=config.parallel.timeout,
+        )
+    if ranks not in (None, "auto", str(place.world)):
         raise ConfigError(
             f"--ranks {ranks} was given, but {place.launched_by} has already started {place.world} ranks; "
             "leave --ranks out"
         )
-    from .environment import is_restart
-    from .network import set_defaults
-    from .rank import run_rank
+    return _train_as_rank(config, fresh=fresh)
 
+
+def _import_for(config: Any, words: list[str], ranks: int) -> None:
+    """Imports torch and what the run needs once, here, for all ranks. raises: ConfigError of a wrong technique."""
+    from .environment import threads_per_rank
+
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(threads_per_rank(ranks))
+    )  # libraries read it when they are loaded
+    from ..trainer.config_techniques import check_technique
+    from ..trainer.start import preload
+
+    entries = [technique for phase in config.phases for technique in phase.techniques]
+    if any(check_technique(entry.name, entry.settings) for entry in entries):
+        load(words)  # says what is wrong, and where
+    preload(config.on(ranks))
+
+
+def _train_as_rank(config: Any, *, fresh: bool) -> int:
+    """Trains as the rank that the environment describes; the process' exit code."""
+    from .environment import is_restart, read_place
+    from .network import set_defaults
+    from .rank import die_with_parent, run_rank
+
+    die_with_parent()
+    place = read_place()
     set_defaults(place)
     fresh = fresh and not is_restart()  # started over once: what a restart finds is this run's own
 
@@ -109,8 +143,9 @@ def check(words: Words, ranks: Ranks = None) -> None:
     config, origins = load_with_origins(*split_words(words))
     from ..trainer import preflight
     from ..trainer.preflight_report import print_report
+    from .devices import ranks_here
 
-    print_report(preflight.check(config, ranks or config.parallel.ranks, origins=origins))
+    print_report(preflight.check(config, ranks_here(config, ranks), origins=origins))
 
 
 @command(verify_app, "parity")

@@ -30,8 +30,12 @@ Words = Annotated[
     ),
 ]
 Ranks = Annotated[
-    int | None,
-    typer.Option("--ranks", min=1, help="Processes; by default as many as the config's mesh needs."),
+    str | None,
+    typer.Option(
+        "--ranks",
+        metavar="N|auto",
+        help="Processes; by default as many as the config's mesh needs. auto: one for each GPU, else for each core.",
+    ),
 ]
 
 
@@ -57,12 +61,12 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[..., int | None
     return register
 
 
-def load(words: list[str]) -> Any:
-    """The RunConfig of the command line's words."""
+def load(words: list[str], *, techniques: bool = True) -> Any:
+    """The RunConfig of the command line's words; techniques: False as for `load_config`."""
     files, overrides = split_words(words)
     from ..trainer.config_file import load_config
 
-    return load_config(files, overrides)
+    return load_config(files, overrides, techniques=techniques)
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:

@@ -1,4 +1,4 @@
-"""Local ranks: start them, pass signals on, watch them, end them all. The parent imports no torch."""
+"""Local ranks: start them, pass signals on, watch them, end them all."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any, TextIO
 
 from .board import FAILED, RUNNING, Board, Failure, Standing, process_is_stopped
 from .environment import child_environment
+from .forked import Forked, can_fork
 from .logs import log_path, open_log
 from .verdict import Verdict, blame, grace, judge, message
 from .watch import SILENCE
 
+Process = subprocess.Popen[Any] | Forked
 PREEMPTED = 75
 _POLL = 0.05  # seconds between two looks at the ranks
 
@@ -38,17 +40,21 @@ def run_local(
     arguments: Sequence[str],
     ranks: int,
     *,
+    work: Callable[[], int] | None = None,
     run_folder: Path | None = None,
     timeout: float = 60.0,
 ) -> int:
     """`forgepress *arguments` on `ranks` local processes; returns the exit code for the shell.
 
+    work:       what such a process does once it has its environment: where this process can be copied, its copies do
+                that instead of a new interpreter each.
     run_folder: where logs/rank-N.log go (None: no logs, only rank 0's output is seen).
     timeout:    seconds without progress after the first step that count as a hang (`parallel.timeout`).
     Ctrl-C asks the ranks to save and stop (75); a second one kills them (130). SIGTERM, SIGHUP and SIGUSR1 go on to
     the ranks. Whatever happens, also kill -9 of this process, no rank stays behind.
     """
-    command = [sys.executable, "-m", "forgepress.launch", *arguments]
+    new = [sys.executable, "-m", "forgepress.launch", *arguments]
+    command = work if work is not None and can_fork() else new
     session = uuid.uuid4().hex[:12]
     local = LocalRanks(command, ranks, run_folder=run_folder, timeout=timeout, session=session)
     outcome = local.run()
@@ -61,19 +67,24 @@ def run_local(
     return outcome.exit_code
 
 
-def free_port() -> int:
-    """A TCP port that nothing on this machine listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def hold_port() -> socket.socket:
+    """A TCP port of this machine for rank 0's store: `getsockname()[1]`, nobody else's while the socket is open.
+
+    Rank 0 begins to listen seconds later. Bound, and open for reuse, the port is not given to another process until
+    then, while one that names it can have it.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
 
 
 class LocalRanks:
-    """`ranks` processes of one command. `run()` starts them and returns when none is left."""
+    """`ranks` processes of one command, or copies of this one. `run()` starts them and returns when none is left."""
 
     def __init__(
         self,
-        command: Sequence[str],
+        command: Sequence[str] | Callable[[], int],
         ranks: int,
         *,
         run_folder: Path | None = None,
@@ -83,9 +94,10 @@ class LocalRanks:
         session: str = "",
     ) -> None:
         self._session = session  # what the ranks call this start in the run's history
-        self._command, self._ranks, self._run_folder = list(command), ranks, run_folder
+        self._command, self._ranks, self._run_folder = command, ranks, run_folder
         self._timeout, self._silence, self._quiet = timeout, silence, quiet
-        self._processes: list[subprocess.Popen[Any]] = []
+        self._processes: list[Process] = []
+        self._handlers: dict[int, Any] = {}
         self._failures: list[Failure] = []  # in the order in which they were noticed
         self._asked_to_stop = 0  # 0; 1 after SIGTERM or Ctrl-C; 2 after another Ctrl-C
         self._stop_code = 130  # exit code if the ranks end without a save: 128 + the signal
@@ -96,14 +108,16 @@ class LocalRanks:
     def run(self) -> Outcome:
         """Starts the ranks, watches them to the end and says what happened. Nothing is left running after it."""
         self._board = Board(self._ranks)
-        handlers = self._take_signals()
+        self._handlers = self._take_signals()
+        held = hold_port()
         try:
-            self._start()
+            self._start(held.getsockname()[1])
             verdict = self._watch()
             return self._conclude(verdict)
         finally:
             self._kill()
-            for name, handler in handlers.items():
+            held.close()
+            for name, handler in self._handlers.items():
                 signal.signal(name, handler)
             self._board.close()
 
@@ -111,8 +125,7 @@ class LocalRanks:
         """From another thread: end all ranks now."""
         self._kill_now.set()
 
-    def _start(self) -> None:
-        port = free_port()
+    def _start(self, port: int) -> None:
         self._started = self._looked = time.monotonic()
         for rank in range(self._ranks):
             environment = child_environment(rank, self._ranks, port)
@@ -125,27 +138,31 @@ class LocalRanks:
             output = self._output(rank)
             if output is not None and self._run_folder:
                 environment["FORGEPRESS_HAS_LOG"] = "1"
-            options: dict[str, Any] = {"stdout": output, "stderr": output} if output is not None else {}
-            self._processes.append(
-                subprocess.Popen(
-                    self._command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C reaches us alone; and killing the group kills helpers too
-                    pass_fds=[self._board.descriptor],
-                    **options,
-                )
-            )
-            if output is not None and not isinstance(output, int):
+            self._processes.append(self._begin(environment, output))
+            if output is not None:
                 output.close()
         if self._asked_to_stop:  # while we were starting them
             self._pass_on(signal.SIGTERM)
 
-    def _output(self, rank: int) -> TextIO | int | None:
+    def _begin(self, environment: dict[str, str], output: TextIO | None) -> Process:
+        descriptor = None if output is None else output.fileno()
+        if callable(self._command):
+            return Forked(self._command, environment=environment, output=descriptor, handlers=self._handlers)
+        return subprocess.Popen(
+            self._command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,  # Ctrl-C reaches us alone; and killing the group kills helpers too
+            pass_fds=[self._board.descriptor],
+        )
+
+    def _output(self, rank: int) -> TextIO | None:
         """Rank 0 inherits the terminal (and copies itself into its log); the others have their log alone."""
         if rank == 0 and not self._quiet:
             return None
-        return open_log(self._run_folder, rank) if self._run_folder else subprocess.DEVNULL
+        return open_log(self._run_folder, rank) if self._run_folder else open(os.devnull, "w")
 
     def _watch(self) -> Verdict | None:
         """Until all ranks have ended well (None) or a verdict is reached."""
@@ -186,7 +203,7 @@ class LocalRanks:
                 self._failures.append(failure)
         return running
 
-    def _failure_of(self, standing: Standing, ended: subprocess.Popen[Any] | None) -> Failure | None:
+    def _failure_of(self, standing: Standing, ended: Process | None) -> Failure | None:
         if standing.status == FAILED and standing.failure:
             return standing.failure
         if ended is None or ended.returncode in (0, PREEMPTED):
@@ -270,7 +287,7 @@ class LocalRanks:
         wanted = [
             name for name in names if signal.getsignal(name) is not signal.SIG_IGN
         ]  # nohup stays in force
-        return {name: signal.signal(name, self._on_signal) for name in wanted}
+        return {int(name): signal.signal(name, self._on_signal) for name in wanted}
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGINT:
@@ -306,7 +323,7 @@ def exit_cause(code: int) -> str:
     return f"the process was killed by {name}{hint}"
 
 
-def _has_ended(process: subprocess.Popen[Any]) -> bool:
+def _has_ended(process: Process) -> bool:
     """Has it? If so its helpers are killed before its number is given back, so that no other group can be hit."""
     if process.returncode is not None:
         return True

@@ -1,26 +1,26 @@
 """Spreading one model over several ranks: cut into stages, divide matrices, make statistics global, shard.
 
-Apart from the engine because these imports take a second that one process need not spend.
+Apart from the engine because one process needs none of it; what only some meshes need is imported for these, because
+torch's pipelines, FSDP and DTensor each take a good part of a second.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .batchnorm import make_global
 from .data_parallel import Replicas, WholeModel, same_start
-from .fully_sharded import Sharded, shard_parameters
 from .layout import Layout
-from .linked import LinkedShadow, make_linked_part
 from .materialise import give_room, is_shapes
 from .mesh import Mesh
 from .microbatches import InHand
-from .pipeline import Pipeline, make_part, plan_stages, users_of
-from .schedules import stages_of
-from .shadow import Shadow
 from .tensor import divide, open_after, resolve_plan
-from .ties import Followers, find_ties, own_copy
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ def spread(
     if mesh.pipeline == 1:
         now, pipeline, parts = make_global(model, mesh), None, [model]
         return Spread(parts, [_finish(model, plan, gathered, layout, mesh, offload)], now, pipeline)
+    from .linked import LinkedShadow, make_linked_part
+    from .pipeline import Pipeline, make_part, plan_stages, users_of
+    from .schedules import stages_of
+    from .shadow import Shadow
+    from .ties import Followers, find_ties, own_copy
+
     names = plan_stages(
         model,
         layout,
@@ -113,6 +119,8 @@ def _finish(
     divide(part, plan, gathered, mesh)
     sharded = mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1)
     if sharded:
+        from .fully_sharded import Sharded, shard_parameters
+
         shard_parameters(part, layout, mesh, keep_whole_in_step=mesh.pipeline > 1, offload=offload)
     if shapes:
         give_room(part, mesh.device, offload=offload)

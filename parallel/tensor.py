@@ -5,13 +5,6 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    RowwiseParallel,
-    parallelize_module,
-)
 
 from ..errors import ConfigError
 from .layout import TENSOR_STYLES, Layout
@@ -112,6 +105,16 @@ def divide(part: nn.Module, plan: dict[str, str], gathered: set[str], mesh: Mesh
     Parameters of other modules stay plain tensors, equal on all ranks of the axis, with equal gradients.
     cost: per pair of column and row, one all-reduce of activations forward and one backward.
     """
+    if not plan:
+        return  # and nothing is imported for it
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        ParallelStyle,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
     styles: dict[str, ParallelStyle] = {}
     for name, style in plan.items():
         try:

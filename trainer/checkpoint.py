@@ -1,4 +1,8 @@
-"""Sharded, asynchronous, atomic checkpoints, and the way back onto any mesh."""
+"""Sharded, asynchronous, atomic checkpoints, and the way back onto any mesh.
+
+torch's own library for them is imported by the first save or restore: it takes a second, which the first step need
+not wait for.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.api import CheckpointException
 
 from ..errors import CheckpointError
 from ..parallel import Mesh
 from . import checkpoint_files as files
 from .assembly import Assembly, make_state, settle
-from .checkpoint_reader import SafeReader
 
 Tensors = dict[str, Tensor]
 FORMAT = 1
@@ -80,6 +80,8 @@ class Checkpoints:
                 self._thread.shutdown()
 
     def _write(self, step: int, snapshot: Tensors, state: dict[str, Any], best: int | None) -> None:
+        import torch.distributed.checkpoint as dcp
+
         temporary = self.folder / f"step-{step}{files.SAVING}"
         if self._mesh.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -89,7 +91,7 @@ class Checkpoints:
                 warnings.simplefilter("ignore")  # torch speaks of its own plans for this call
                 dcp.save(
                     dict(snapshot),
-                    storage_writer=FileSystemWriter(temporary, overwrite=True),
+                    storage_writer=dcp.FileSystemWriter(temporary, overwrite=True),
                     process_group=self._group,
                     no_dist=self._group is None,
                 )
@@ -104,7 +106,7 @@ class Checkpoints:
     def _guard(self, step: int, work: Any) -> None:
         try:
             work()
-        except (OSError, CheckpointException, RuntimeError) as error:
+        except (OSError, RuntimeError, _torchs_own()) as error:
             whole = files.steps_in(self.folder)
             rest = (
                 f"step-{whole[-1]} is whole and can be resumed from" if whole else "there is no earlier one"
@@ -142,6 +144,10 @@ class Checkpoints:
 
         raises: CheckpointError where model or techniques are not those of the checkpoint.
         """
+        import torch.distributed.checkpoint as dcp
+
+        from .checkpoint_reader import SafeReader
+
         reader = SafeReader(saved.folder)
         known = reader.read_metadata().state_dict_metadata
         moments, counts = make_state(
@@ -164,7 +170,7 @@ class Checkpoints:
                 dcp.load(
                     wanted, storage_reader=reader, no_dist=self._group is None, process_group=self._group
                 )
-        except CheckpointException as error:
+        except _torchs_own() as error:
             raise CheckpointError(
                 f"{saved.folder} does not fit this run: {_root_cause(error)}; take another name for this run, "
                 "or start it over with --fresh"
@@ -231,10 +237,18 @@ def _merged(assembly: Assembly, mesh: Mesh) -> dict[str, Any]:
     return {**state, "notes": notes}
 
 
+def _torchs_own() -> type[BaseException]:
+    """What torch raises for a save or load that failed on some rank."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    return CheckpointException
+
+
 def _root_cause(error: BaseException) -> str:
     """The innermost reason in one line; DCP wraps each rank's error in its own."""
-    if isinstance(error, CheckpointException) and error.failures:
-        rank, failure = next(iter(error.failures.items()))
+    failures = getattr(error, "failures", None) if isinstance(error, _torchs_own()) else None
+    if failures:
+        rank, failure = next(iter(failures.items()))
         inner = failure[0] if isinstance(failure, tuple) else failure
         return f"rank {rank}: {_first_line(inner)}"
     return _first_line(error)

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    model_validator,
+)
 
 from .config_errors import refusal
 from .config_parts import (
@@ -77,9 +85,11 @@ class TechniqueConfig(BaseModel):
         return registry.build(self.name, self.settings)
 
     @model_validator(mode="after")
-    def _known(self) -> TechniqueConfig:
-        from .config_techniques import check_technique
+    def _known(self, info: ValidationInfo) -> TechniqueConfig:
+        from .config_techniques import LATER, check_technique
 
+        if info.context is LATER:
+            return self
         problems = check_technique(self.name, self.settings)
         if problems:
             raise refusal(*problems)
@@ -158,6 +168,11 @@ class RunConfig(Part):
     def run_folder(self) -> Path:
         """Everything that this run writes is in here."""
         return Path(self.checkpoint.folder) / self.name
+
+    def on(self, ranks: int) -> RunConfig:
+        """The run on so many ranks: a degree of the mesh that is auto becomes a number. raises: ConfigError."""
+        parallel = self.parallel.on(ranks)
+        return self if parallel is self.parallel else self.model_copy(update={"parallel": parallel})
 
     def optimizer_of(self, phase: PhaseConfig | int) -> OptimizerConfig:
         """The run's optimizer with the keys that the phase gives.

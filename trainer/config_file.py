@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from .config import RunConfig
 from .config_errors import Path, Problem, config_error, problems_of, show
 from .config_overrides import apply_overrides
+from .config_techniques import LATER
 from .config_yaml import Document, parse
 
 
@@ -51,15 +53,19 @@ class Origins:
 Files = str | FilePath | Sequence[str | FilePath]
 
 
-def load_config(files: Files, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(files: Files, overrides: Sequence[str] = (), *, techniques: bool = True) -> RunConfig:
     """The run in YAML `files` (one or several), merged in order (lists are replaced), then `key.sub=value` overrides.
 
     A run without a name is called after the last file. raises: ConfigError with every problem that was found.
+    techniques: False leaves their settings unchecked, where nothing else is wrong, and imports no torch: for a
+    process that starts others, each of which checks them.
     """
-    return load_with_origins(files, overrides)[0]
+    return load_with_origins(files, overrides, techniques=techniques)[0]
 
 
-def load_with_origins(files: Files, overrides: Sequence[str] = ()) -> tuple[RunConfig, Origins]:
+def load_with_origins(
+    files: Files, overrides: Sequence[str] = (), *, techniques: bool = True
+) -> tuple[RunConfig, Origins]:
     """`load_config`, with where each key came from, so that later checks can name file and line too."""
     files = [files] if isinstance(files, str | FilePath) else list(files)
     documents = [(str(file), _read(FilePath(file))) for file in files]
@@ -79,7 +85,7 @@ def load_with_origins(files: Files, overrides: Sequence[str] = ()) -> tuple[RunC
     if files:
         merged.setdefault("name", FilePath(files[-1]).stem)
     try:
-        config = RunConfig.model_validate(merged)
+        config = _checked(merged, techniques or bool(problems))
     except ValidationError as error:
         known = {problem.path for problem in problems}
         found = problems_of(error, RunConfig, origins.place)
@@ -89,6 +95,14 @@ def load_with_origins(files: Files, overrides: Sequence[str] = ()) -> tuple[RunC
     if problems:
         raise config_error(sorted(problems, key=origins.reading_order), what)
     return config, origins
+
+
+def _checked(merged: dict[str, Any], techniques: bool) -> RunConfig:
+    """The config; once one thing is wrong the techniques are looked at too, so that all is said at once."""
+    if not techniques:
+        with suppress(ValidationError):
+            return RunConfig.model_validate(merged, context=LATER)
+    return RunConfig.model_validate(merged)
 
 
 def _read(file: FilePath) -> Document:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from ..errors import ConfigError
 from .config_base import Part
+from .config_degrees import AUTO, Derived
 from .config_engines import AccelerateConfig, DeepSpeedConfig
+from .config_errors import refusal
 from .config_values import check_source
 
 Count = Annotated[int, Field(ge=1)]  # how many of something that must exist
@@ -101,10 +104,10 @@ class ParallelConfig(Part):
     """Who spreads the model: Forgepress itself on any mesh, or one of the libraries on replicate and shard."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     accelerate: AccelerateConfig = AccelerateConfig()
-    replicate: Count = 1
-    """Whole copies of the model (DDP)."""
-    shard: Count = 1
-    """Pieces that weights, gradients and moments are cut into (FSDP2)."""
+    replicate: Derived = 1
+    """Whole copies of the model (DDP); auto: as many as there are ranks for, anew at each start."""
+    shard: Derived = 1
+    """Pieces that weights, gradients and moments are cut into (FSDP2); auto: as for replicate."""
     tensor: Count = 1
     """Pieces that single layers are cut into."""
     pipeline: Count = 1
@@ -135,20 +138,48 @@ class ParallelConfig(Part):
     """Seconds that ranks wait for each other before the run stops."""
 
     @property
+    def derived(self) -> str | None:
+        """The axis that follows from the number of ranks (auto); None where the config says all of them."""
+        return next((axis for axis in ("replicate", "shard") if getattr(self, axis) == AUTO), None)
+
+    @property
     def degrees(self) -> dict[str, int]:
-        """Axis → degree for all five axes, in mesh order."""
+        """Axis → degree for all five axes, in mesh order; an auto that nobody has resolved counts as 1."""
         axes = ("pipeline", "replicate", "shard", "context", "tensor")
-        return {axis: getattr(self, axis) for axis in axes}
+        return {axis: getattr(self, axis) or 1 for axis in axes}
 
     @property
     def ranks(self) -> int:
-        """Processes that the degrees need."""
+        """Processes that the degrees need; with auto at least so many, or a multiple of them."""
         return math.prod(self.degrees.values())
 
     @property
     def data_ranks(self) -> int:
         """Ranks that see different samples: replicate × shard."""
-        return self.replicate * self.shard
+        degrees = self.degrees
+        return degrees["replicate"] * degrees["shard"]
+
+    def on(self, ranks: int) -> ParallelConfig:
+        """The same with a number for auto, so that the mesh has `ranks` ranks; itself where nothing is auto.
+
+        raises: ConfigError where the other degrees do not divide `ranks`.
+        """
+        axis = self.derived
+        if axis is None:
+            return self
+        if ranks % self.ranks:
+            others = " × ".join(f"{name} {n}" for name, n in self.degrees.items() if n > 1)
+            raise ConfigError(
+                f"parallel.{axis}=auto: {others} does not divide {ranks} rank{'s' * (ranks != 1)}; "
+                f"start a multiple of {self.ranks} ranks"
+            )
+        return self.model_copy(update={axis: ranks // self.ranks})
+
+    @model_validator(mode="after")
+    def _one_auto(self) -> ParallelConfig:
+        if self.replicate == AUTO and self.shard == AUTO:
+            raise refusal((("shard",), "given auto, as replicate is; want a number for one of them"))
+        return self
 
 
 class ScheduleConfig(Part):

@@ -10,6 +10,9 @@ from pydantic import ValidationError
 from ..errors import ConfigError
 from .config_errors import Path, message_of, nearest
 
+LATER = {"techniques": "later"}
+"""pydantic's context for a config whose techniques somebody else will check: the one process that imports no torch."""
+
 
 def check_technique(name: str, settings: dict[str, Any]) -> list[tuple[Path, str]]:
     """What is wrong, as (path below the entry, message); [] when it can be built. cost: imports torch."""

@@ -44,8 +44,8 @@ class Trainer:
         """mesh: where this process stands (None: alone).   fresh: replace what the run folder holds.
         watch: is told where the run stands (``beat(step, where, allow)``), for those who look out for hangs.
         """
-        self.config = config
         self.mesh = mesh or Mesh()
+        self.config = config.on(self.mesh.world)
         self.fresh = fresh
         self.step = 0  # optimizer steps of the whole run so far
         self.phase_index = 0

@@ -82,7 +82,7 @@ def examine(
     load_source, build_model: those of dataloading and trainer.models, unless given.
     cost: opens the data as a run would; one forward of one micro-batch on shapes alone.
     """
-    found = Found()
+    config, found = config.on(ranks), Found()
     check_mesh(config, ranks, found)
     source = _source(config, load_source, found)
     rows = None if source is None else len(source)

@@ -16,7 +16,6 @@ from torch import nn
 from ..compression import Technique, refusals
 from ..errors import ConfigError
 from ..parallel import Mesh
-from ..parallel.pipeline import plan_stages, users_of
 from ..parallel.schedules import SCHEDULES, STAGES_PER_RANK
 from ..parallel.split import module_costs
 from ..parallel.tensor import open_after, resolve_plan
@@ -122,6 +121,8 @@ def check_pipeline(config: RunConfig, built: BuiltModel, plan: dict[str, str], f
     parallel = config.parallel
     if parallel.pipeline == 1:
         return ()
+    from ..parallel.pipeline import plan_stages, users_of
+
     layout = built.layout
     _check_interleaving(config, found)
     opened = open_after(built.module, layout.cuts, plan)

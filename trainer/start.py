@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,29 @@ import torch
 from ..parallel import Mesh, join
 from .config import RunConfig
 from .loop import Trainer
+
+
+def preload(config: RunConfig) -> None:
+    """Imports what a run of `config` imports on its way to the first step, for processes that are copied from here.
+
+    Nothing is begun: no thread, no group of processes, no CUDA.
+    """
+    for name in modules_for(config):
+        with suppress(ImportError):  # said by the rank that needs it, with what to do
+            import_module(name, __package__)
+
+
+def modules_for(config: RunConfig) -> list[str]:
+    """Modules that are imported where they are used, of those that this run will use."""
+    parallel = config.parallel
+    names = ["torch._dynamo", "torch.distributed.checkpoint"]  # by torch's optimizers, and by the first save
+    if parallel.ranks > 1 and parallel.engine == "native":
+        names.append("..parallel.spread")
+        if parallel.shard > 1 or parallel.ranks > parallel.replicate:
+            names += ["torch.distributed.tensor.parallel", "torch.distributed.fsdp"]
+        if parallel.pipeline > 1:
+            names.append("..parallel.pipeline")
+    return [*names, "sklearn.datasets"] if config.data.source == "digits" else names
 
 
 def train(config: RunConfig, *, fresh: bool = False, place: Any = None) -> None:
@@ -36,4 +60,4 @@ def on_mesh(config: RunConfig, place: Any) -> Iterator[Mesh]:
     # The watch speaks first: its message names the rank that the others wait for.
     timeout = config.parallel.timeout + 15.0
     with join(device, rank=rank, ranks=world, meeting=meeting, timeout=timeout) as device:
-        yield Mesh.build(config.parallel.degrees, device=device)
+        yield Mesh.build(config.on(world).parallel.degrees, device=device)

@@ -7,9 +7,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from ..placement import is_divided
 from ..run import Run
 from ..weight import Weight
 
@@ -83,7 +83,7 @@ class _Watch:
 
     def __call__(self, module: nn.Module, args: Sequence[Tensor], output: object) -> None:
         x = args[0].detach()
-        x = (x.to_local() if isinstance(x, DTensor) else x).float()
+        x = (x.to_local() if is_divided(x) else x).float()
         valid = self._run.now.valid
         if valid is not None and len(valid) == len(x):
             x = x[valid]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
 
+from ..placement import is_divided
 from .common_input import CommonInput
 from .ends import Ends, RowEnds, as_tensor, ends_of, of_both
 from .grid import grid_of, levels
 from .histogram import BINS, histogram
 from .rounding import Clips, dynamic_rounded, rounded
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class ActivationQuantizer(nn.Module):
@@ -99,10 +102,12 @@ class ActivationQuantizer(nn.Module):
         """``x`` (any shape, floating point) on its grid, in its dtype."""
         if not (self.observing or self.enabled):
             return x
-        if isinstance(x, DTensor):  # this rank's part of the features, or all of them: rounded where it lies
+        if is_divided(x):  # this rank's part of the features, or all of them: rounded where it lies
             parts = _ranks_of_parts(x)
             self.in_parts = bool(parts)
             part = self._apply_to(x.to_local(), parts)
+            from torch.distributed.tensor import DTensor
+
             return DTensor.from_local(part, x.device_mesh, x.placements, run_check=False)
         return self._apply_to(x, ())
 
@@ -221,4 +226,4 @@ def _all_rows() -> Tensor | None:
 def _ranks_of_parts(x: DTensor) -> tuple[Any, ...]:
     """Process groups of the mesh axes that hold other parts of the features."""
     axes = enumerate(x.placements)
-    return tuple(x.device_mesh.get_group(axis) for axis, placement in axes if isinstance(placement, Shard))
+    return tuple(x.device_mesh.get_group(axis) for axis, placement in axes if placement.is_shard())

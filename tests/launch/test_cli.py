@@ -66,7 +66,7 @@ def test_an_unknown_command_or_option_is_exit_2(capsys: pytest.CaptureFixture[st
 
 
 def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch):
-    def interrupted(words: list[str]) -> None:
+    def interrupted(words: list[str], **options: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("forgepress.launch.cli.load", interrupted)

@@ -14,11 +14,12 @@ from forgepress.errors import CheckpointError
 from forgepress.parallel import Mesh
 from forgepress.tests.ranks import RanksFailed, run_on_ranks
 from forgepress.tests.sessions import StopHere, Watched, config_of
-from forgepress.trainer import checkpoint, checkpoint_files
+from forgepress.trainer import checkpoint_files
 from forgepress.trainer.checkpoint_files import damage, steps_in, tidy
 from forgepress.trainer.config import RunConfig
 from forgepress.trainer.loop import Trainer
 from forgepress.trainer.verify import Trace, Traced, compare, read_trace
+from torch.distributed.checkpoint import FileSystemWriter
 
 STEPS = 8  # checkpoints after 3, 6 and 8
 
@@ -173,15 +174,15 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
 
 def _fill_the_disk_of_rank_1(values: dict[str, Any]) -> str:
     mesh = Mesh.build(values["parallel"] and RunConfig.model_validate(values).parallel.degrees)
-    whole = checkpoint.FileSystemWriter.write_data
+    whole = FileSystemWriter.write_data
     if mesh.rank == 1:
-        checkpoint.FileSystemWriter.write_data = _no_space
+        FileSystemWriter.write_data = _no_space
     try:
         Trainer(RunConfig.model_validate(values), mesh=mesh).fit()
     except CheckpointError as error:
         return str(error)
     finally:
-        checkpoint.FileSystemWriter.write_data = whole
+        FileSystemWriter.write_data = whole
     return ""
 
 
