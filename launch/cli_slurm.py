@@ -1,19 +1,25 @@
 """`forgepress slurm`: a config as a job, and what one wants to know of it afterwards."""
 
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
 from .commands import app, command
 
+if TYPE_CHECKING:
+    from .slurm_script import SlurmJob
+
 _VERBS = ("status", "logs", "cancel")
 
 
 @command(app, "slurm")
 def slurm(
+    context: typer.Context,
     words: Annotated[
         list[str],
         typer.Argument(
@@ -60,34 +66,11 @@ def slurm(
 ) -> int | None:
     """Submit CONFIG to SLURM; it saves before the time limit or preemption, is requeued and goes on by itself."""
     from . import slurm as jobs
-    from .slurm_script import SlurmJob, template_text
+    from .slurm_script import template_text
 
     if words[0] in _VERBS:
         return _about_run(words, save=save, lines=lines)
-    job = SlurmJob(
-        name="",
-        folder=Path(),
-        log=Path(),
-        train=(),
-        nodes=nodes,
-        ranks_per_node=ranks_per_node or _gpus(gpus_per_node),
-        gpus_per_node=gpus_per_node,
-        time=time,
-        cpus_per_rank=cpus_per_rank,
-        account=account,
-        partition=partition,
-        container=container,
-        mounts=tuple(mount or ()),
-        exclusive=exclusive,
-        dependency=dependency,
-        array=array,
-        signal_seconds=signal_seconds,
-        most_restarts=max_restarts,
-        prepare=tuple(prepare or ()),
-        extra=tuple(sbatch or ()),
-        python="python3" if container else jobs.own_python(),
-    )
-    config, job = jobs.prepare(words, job, resume=resume)
+    config, job = jobs.prepare(words, job_of(context.params), resume=resume)
     if dry_run:
         typer.echo(job.script(template_text(template)), nl=False)
         return 0
@@ -95,6 +78,42 @@ def slurm(
     run = job.log.parent.parent
     typer.echo(f"job {number} is submitted; follow it: forgepress slurm status {run} (or logs, cancel)")
     return jobs.wait_for(number) if wait else 0
+
+
+def job_of(options: Mapping[str, Any]) -> "SlurmJob":
+    """What the options of `forgepress slurm`, by name, ask SLURM for; its name, folder and words are still open."""
+    from .slurm import own_python
+    from .slurm_script import SlurmJob
+
+    same = (
+        "nodes",
+        "gpus_per_node",
+        "time",
+        "cpus_per_rank",
+        "account",
+        "partition",
+        "container",
+        "exclusive",
+    )
+    return SlurmJob(
+        name="",
+        folder=Path(),
+        log=Path(),
+        train=(),
+        **{name: options[name] for name in (*same, "dependency", "array", "signal_seconds")},
+        ranks_per_node=options["ranks_per_node"] or _gpus(options["gpus_per_node"]),
+        mounts=tuple(options["mount"] or ()),
+        most_restarts=options["max_restarts"],
+        prepare=tuple(options["prepare"] or ()),
+        extra=tuple(options["sbatch"] or ()),
+        python="python3" if options["container"] else own_python(),
+    )
+
+
+def options_in(text: str) -> dict[str, Any]:
+    """The options of `forgepress slurm` as they stand in one text: "--nodes 2 --time 60"."""
+    command = typer.main.get_command(app).commands["slurm"]  # pyright: ignore[reportAttributeAccessIssue]
+    return command.make_context("forgepress slurm", ["CONFIG", *shlex.split(text)]).params
 
 
 def _about_run(words: list[str], *, save: bool, lines: int) -> None:

@@ -100,11 +100,15 @@ def as_json(runs: Sequence[RunLine]) -> str:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     marks = (FILE, "config.yaml", "slurm/job.json")
-    if any((folder / mark).is_file() for mark in marks):
+
+    def is_run(path: Path) -> bool:  # a sweep's folder may hold a job, but the runs are inside
+        return not (path / "sweep.json").is_file() and any((path / mark).is_file() for mark in marks)
+
+    if is_run(folder):
         yield folder
         return
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and any((path / mark).is_file() for mark in marks):
+        if path.is_dir() and is_run(path):
             yield path
 
 

@@ -17,7 +17,7 @@ from .commands import load
 from .slurm_script import SlurmJob, array_words, template_text
 
 _POLL = 2.0  # seconds between two questions to SLURM while waiting
-_PENDING = (
+PENDING = (
     "PENDING",
     "RUNNING",
     "COMPLETING",
@@ -46,13 +46,7 @@ def prepare(words: Sequence[str], job: SlurmJob, *, resume: bool = False) -> tup
         raise ConfigError("--array: its tasks would all write into one run folder; give name=….{array}")
     if not job.array:
         refuse_collision(config, resume=resume)
-    asked = job.nodes * job.ranks_per_node
-    if asked != config.parallel.ranks:
-        raise ConfigError(
-            f"{job.nodes} nodes × {job.ranks_per_node} ranks are {asked} ranks, but the config's mesh has "
-            f"{config.parallel.ranks} ({_mesh(config)}); change --nodes, --gpus-per-node "
-            "(or --ranks-per-node) or parallel"
-        )
+    check_ranks(config, job)
     name = next((word[5:] for word in changing if word.startswith("name=")), config.name).replace(
         "{array}", "%a"
     )
@@ -64,17 +58,35 @@ def prepare(words: Sequence[str], job: SlurmJob, *, resume: bool = False) -> tup
     )
 
 
+def check_ranks(config: Any, job: SlurmJob) -> None:
+    """Raises ConfigError where the config's mesh does not fill the job's nodes."""
+    asked = job.nodes * job.ranks_per_node
+    if asked != config.on(asked).parallel.ranks:
+        raise ConfigError(
+            f"{job.nodes} nodes × {job.ranks_per_node} ranks are {asked} ranks, but the config's mesh has "
+            f"{config.parallel.ranks} ({_mesh(config)}); change --nodes, --gpus-per-node "
+            "(or --ranks-per-node) or parallel"
+        )
+
+
 def submit_job(config: Any, job: SlurmJob, template: Path | None = None) -> str:
     """Writes script and config below the run folder, submits, notes the job's number there and gives it.
 
     raises: ConfigError where SLURM is absent or refuses, or a job of this run is under way.
     """
+    refuse_queued(job.log.parent.parent)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    (job.log.parent / "config.yaml").write_text(config.to_yaml())
+    return submit(job, template)
+
+
+def submit(job: SlurmJob, template: Path | None = None) -> str:
+    """Writes the script beside the job's log, submits it, notes its number there and gives it. raises: as above."""
     place = job.log.parent
     refuse_queued(place.parent)
     place.mkdir(parents=True, exist_ok=True)
     script = place / "job.sh"
     script.write_text(job.script(template_text(template)))
-    (place / "config.yaml").write_text(config.to_yaml())
     answer = ask("sbatch", "--parsable", str(script))
     number = answer.strip().split(";")[0]
     since = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -86,7 +98,7 @@ def submit_job(config: Any, job: SlurmJob, template: Path | None = None) -> str:
 def refuse_queued(run_folder: Path) -> None:
     """Raises ConfigError if a job of this run waits or runs."""
     note = read_note(run_folder, needed=False)
-    if note and (state := job_state(note["job"])[0]) in _PENDING:
+    if note and (state := job_state(note["job"])[0]) in PENDING:
         raise ConfigError(
             f"{run_folder}: its job {note['job']} is {state.lower()}; cancel it "
             f"(forgepress slurm cancel {run_folder}), or take another name (name=…)"
@@ -111,7 +123,7 @@ def job_state(number: str) -> tuple[str, str]:
         text = ask("scontrol", "show", "job", "-o", number)
         states, codes = re.findall(r"JobState=(\w+)", text), re.findall(r" ExitCode=(\S+)", text)
         if states:
-            busy = [state for state in states if state in _PENDING]
+            busy = [state for state in states if state in PENDING]
             worst = next((c for s, c in zip(states, codes, strict=False) if s != "COMPLETED"), "0:0")
             other = [state for state in states if state != "COMPLETED"]
             return (busy or other or states)[0], worst
@@ -127,7 +139,7 @@ def job_state(number: str) -> tuple[str, str]:
 
 def wait_for(number: str) -> int:
     """Until the job has ended for good, through requeues; 0 where it completed, else its exit code (1: killed)."""
-    while (found := job_state(number))[0] in _PENDING:
+    while (found := job_state(number))[0] in PENDING:
         time.sleep(_POLL)
     state, code = found
     if state == "COMPLETED":
@@ -138,14 +150,12 @@ def wait_for(number: str) -> int:
 
 def status(run_folder: Path) -> str:
     """State of the job and of the run, and where to read on."""
-    from .runs import read_run, table
+    from .runs import find_runs, table
 
     note = read_note(run_folder)
     state, code = job_state(note["job"])
-    lines = [
-        f"job {note['job']}: {state.lower()}" + (f" (exit code {code})" if state not in _PENDING else "")
-    ]
-    return "\n".join([*lines, f"log: {_log(note)}", table([read_run(run_folder)])])
+    lines = [f"job {note['job']}: {state.lower()}" + (f" (exit code {code})" if state not in PENDING else "")]
+    return "\n".join([*lines, f"log: {_log(note)}", table(find_runs(run_folder))])
 
 
 def log_text(run_folder: Path, lines: int) -> str:

@@ -1,157 +1,138 @@
 """Sweeps: many runs of one config, each a point of settings. All of it is in files: killed, it goes on."""
 
-import itertools
+import fcntl
 import json
 import os
-import random
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .runs import RunLine, read_run
+from .sweep_points import Axis, Point, drawn, grid
 
+_FILE = "sweep.json"
 _CLOSED = (
     "finished",
     "failed",
     "running",
 )  # a point that failed is not run again by itself; one that was stopped is
-_RANGE = re.compile(r"(log)?range\(([^()]*)\)$")
-_MOST = 10_000  # points of a grid: more is most likely a mistake
 
 
 @dataclass(frozen=True, kw_only=True)
-class Axis:
-    """One setting and the values it may take."""
+class Sweep:
+    """One sweep's folder; `sweep.json` in it holds what is asked for and the points that are known so far."""
 
-    key: str
-    values: tuple[str, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    step: float = 0.0  # 0: any number from low to high
-    log: bool = False
+    folder: Path
+    config: tuple[str, ...]  # words that are the same for all points
+    axes: tuple[Axis, ...]
+    search: str = "grid"  # grid, random or tpe
+    count: int = 0  # points of a random or tpe search
+    goals: tuple[str, ...] = ()  # metrics that tpe searches by; (): the run's main metric and its bytes
 
-    @property
-    def continuous(self) -> bool:
-        """Any number between two bounds: not for grids."""
-        return not self.values
+    def known(self) -> list[Point]:
+        """The points so far, in order."""
+        kept = json.loads((self.folder / _FILE).read_text())["points"]
+        return [Point(number=int(number), settings=settings) for number, settings in kept.items()]
 
+    def all_points(self) -> list[Point]:
+        """Those that need no result of another: all but those of tpe."""
+        if self.search == "grid":
+            return grid(self.axes)
+        return drawn(self.axes, self.count) if self.search == "random" else []
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One run of a sweep."""
+    def keep(self) -> list[Point]:
+        """Makes the folder of a new sweep, or takes up the one that is there; its points.
 
-    number: int
-    settings: dict[str, str] = field(default_factory=dict)
-
-    def words(self, sweep: Path) -> list[str]:
-        """The settings for the command line, with name and folder of the point's own run."""
-        own = {"name": self.name, "checkpoint.folder": str(sweep)}
-        return [f"{key}={value}" for key, value in {**self.settings, **own}.items()]
-
-    @property
-    def name(self) -> str:
-        """Its run's folder inside of the sweep's."""
-        return f"point-{self.number}"
-
-
-def split_axes(words: Sequence[str]) -> tuple[list[str], list[Axis]]:
-    """Words that are the same for all points, and the axes: `lr=1e-3,3e-4`, `x=range(0.5,0.95,0.15)`, `x=range(0,1)`.
-
-    range(low, high, step) includes high where the steps meet it; logrange(low, high) is any number between, drawn by
-    its logarithm. A list inside of brackets is one value. raises: ConfigError for a range that has no value.
-    """
-    fixed: list[str] = []
-    axes: list[Axis] = []
-    for word in words:
-        key, equals, text = word.partition("=")
-        axis = _axis(key, text) if equals and not word.endswith((".yaml", ".yml")) else None
-        if axis is None:
-            fixed.append(word)
+        raises: ConfigError where the folder holds another sweep.
+        """
+        path = self.folder / _FILE
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if {key: kept[key] for key in self._what()} != self._what():
+                raise ConfigError(
+                    f"{self.folder} holds another sweep; give --name another, or the same settings to go on"
+                )
         else:
-            axes.append(axis)
-    return fixed, axes
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(self.all_points())
+        return self.known()
+
+    def ask(self, number: int | None = None) -> Point | None:
+        """tpe's next point, chosen by what is known by now and written down; None when there are enough.
+
+        number: which point it is to be (None: the first that is not known); one that is known stays as it is.
+        """
+        if self.search != "tpe":
+            return None
+        with _alone(self.folder):
+            points = {point.number: point for point in self.known()}
+            if number is None:
+                number = next((n for n in range(self.count) if n not in points), None)
+            if number is None or number in points:
+                return None if number is None else points[number]
+            from .sweep_search import suggest
+
+            settings = suggest(self.axes, results(self.folder, list(points.values())), self.goals)
+            point = Point(number=number, settings=settings)
+            self._write(sorted([*points.values(), point], key=lambda point: point.number))
+            return point
+
+    def open_points(self) -> list[Point]:
+        """Points that have neither finished nor failed: those are not run again."""
+        known = [(point, self.folder / point.name) for point in self.known()]
+        return [point for point, run in known if not run.exists() or read_run(run).state not in _CLOSED]
+
+    def _what(self) -> dict[str, Any]:
+        own = {"config": self.config, "axes": [asdict(axis) for axis in self.axes], "search": self.search}
+        return json.loads(json.dumps({**own, "count": self.count, "goals": self.goals}))
+
+    def _write(self, points: Sequence[Point]) -> None:
+        partial = self.folder / f"{_FILE}.partial"
+        settings = {point.number: point.settings for point in points}
+        partial.write_text(json.dumps({**self._what(), "points": settings}, indent=2) + "\n")
+        os.replace(partial, self.folder / _FILE)
 
 
-def grid(axes: Sequence[Axis]) -> list[Point]:
-    """Every combination, the last axis fastest. raises: ConfigError for an axis without a step, or too many points."""
-    for axis in axes:
-        if axis.continuous:
-            raise ConfigError(
-                f"{axis.key}: a grid needs a step, range(low,high,step); or use --search random or tpe"
-            )
-    combinations = itertools.product(*(axis.values for axis in axes))
-    found = list(itertools.islice(combinations, _MOST + 1))
-    if len(found) > _MOST:
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep that `folder` holds. raises: ConfigError where it holds none."""
+    try:
+        kept = json.loads((folder / _FILE).read_text())
+    except OSError as error:
         raise ConfigError(
-            f"the grid has more than {_MOST:,} points; give fewer values, or --search random --points N"
-        )
-    keys = [axis.key for axis in axes]
-    return [Point(number=n, settings=dict(zip(keys, values, strict=True))) for n, values in enumerate(found)]
+            f"{folder} holds no sweep (no {_FILE}); forgepress sweep CONFIG begins one"
+        ) from error
+    axes = tuple(Axis(**{**axis, "values": tuple(axis["values"])}) for axis in kept["axes"])
+    words, goals = tuple(kept["config"]), tuple(kept["goals"])
+    return Sweep(
+        folder=folder, config=words, axes=axes, search=kept["search"], count=kept["count"], goals=goals
+    )
 
 
-def drawn(axes: Sequence[Axis], count: int, seed: int = 0) -> list[Point]:
-    """`count` points at random, the same for the same seed; equal points are drawn again while others exist."""
-    draw, points, seen = random.Random(seed), [], set()
-    for _ in range(count * 20):
-        settings = {axis.key: _draw(axis, draw) for axis in axes}
-        if tuple(settings.values()) not in seen:
-            seen.add(tuple(settings.values()))
-            points.append(Point(number=len(points), settings=settings))
-        if len(points) == count:
-            break
-    return points
-
-
-def keep_points(sweep: Path, config: Sequence[str], points: Sequence[Point]) -> list[Point]:
-    """Writes the points of a new sweep, or gives those that it has. raises: ConfigError where they are others."""
-    path = sweep / "sweep.json"
-    given = {"config": list(config), "points": [point.settings for point in points]}
-    if path.exists():
-        kept = json.loads(path.read_text())
-        if kept != given:
-            raise ConfigError(
-                f"{sweep} holds another sweep; give --name another, or the same settings to go on"
-            )
-    else:
-        sweep.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(given, indent=2) + "\n")
-        os.replace(partial, path)
-    return list(points)
-
-
-def open_points(sweep: Path, points: Sequence[Point]) -> list[Point]:
-    """Points that have neither finished nor failed: those are not run again."""
-    return [
-        p for p in points if not (sweep / p.name).exists() or read_run(sweep / p.name).state not in _CLOSED
-    ]
-
-
-def run_points(
-    sweep: Path, config: Sequence[str], points: Sequence[Point], *, at_once: int, say: Callable[[str], None]
-) -> int:
+def run_points(sweep: Sweep, *, at_once: int, say: Callable[[str], None], more: Sequence[str] = ()) -> int:
     """Runs what is open, `at_once` side by side, each as a `forgepress train` of its own; how many failed.
 
-    Ctrl-C asks all that run to save; the same sweep then goes on with them.
+    more: words for each of them. Ctrl-C asks all that run to save; the same sweep then goes on with them.
     """
-    waiting, running, failed = open_points(sweep, points), {}, 0
-    say(f"{len(points)} points, {len(points) - len(waiting)} of them done; {at_once} at a time")
+    waiting, running, failed = sweep.open_points(), {}, 0
+    total = sweep.count if sweep.search == "tpe" else len(sweep.known())
+    say(f"{total} points, {len(sweep.known()) - len(waiting)} of them done; {at_once} at a time")
     try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                point = waiting.pop(0)
-                running[point.number] = (point, _start(sweep, config, point))
+        while True:
+            while len(running) < at_once and (point := waiting.pop(0) if waiting else sweep.ask()):
+                running[point.number] = (point, _start(sweep, point, more))
+            if not running:
+                return failed
             for number, (point, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[number]
                     failed += process.returncode != 0
-                    say(_told(point, read_run(sweep / point.name), process.returncode, sweep))
+                    say(_told(point, process.returncode, sweep.folder))
             time.sleep(0.05)
     except BaseException:
         for _, process in running.values():
@@ -159,76 +140,25 @@ def run_points(
         for _, process in running.values():
             process.wait()
         raise
-    return failed
 
 
-def _start(sweep: Path, config: Sequence[str], point: Point) -> "subprocess.Popen[bytes]":
-    folder = sweep / point.name
+def _start(sweep: Sweep, point: Point, more: Sequence[str]) -> "subprocess.Popen[bytes]":
+    folder = sweep.folder / point.name
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "forgepress.launch", "train", *config, *point.words(sweep)]
+    words = [*sweep.config, *point.words(sweep.folder), *more]
+    command = [sys.executable, "-m", "forgepress.launch", "train", *words]
     with (folder / "output.log").open("ab") as output:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
 
 
-def _told(point: Point, run: RunLine, code: int, sweep: Path) -> str:
+def _told(point: Point, code: int, sweep: Path) -> str:
+    run = read_run(sweep / point.name)
     settings = " ".join(f"{key}={value}" for key, value in point.settings.items())
     result = f"{run.metric} {run.value:.4g}" if run.value is not None else ""
     trouble = f"exit code {code}: {run.reason or 'see'} {sweep / point.name / 'output.log'}" if code else ""
     return f"{point.name}  {settings}  {run.state if not code else 'not finished'}  {result}{trouble}"
-
-
-def _axis(key: str, text: str) -> Axis | None:
-    if match := _RANGE.match(text.strip()):
-        numbers = _numbers(key, match[2])
-        low, high, step = (*numbers, 0.0, 0.0, 0.0)[:3]
-        log = bool(match[1])
-        if not low < high or step < 0 or (log and (low <= 0 or step)) or len(numbers) not in (2, 3):
-            raise ConfigError(
-                f"{key}={text}: want range(low,high), range(low,high,step) or logrange(low,high)"
-            )
-        if not step:
-            return Axis(key=key, low=low, high=high, log=log)
-        count = int((high - low) / step + 1e-9) + 1
-        whole = all(number.is_integer() for number in (low, step))
-        values = [low + step * n for n in range(count)]
-        return Axis(key=key, values=tuple(str(int(v)) if whole else f"{v:.12g}" for v in values))
-    values = _split(text)
-    return Axis(key=key, values=tuple(values)) if len(values) > 1 else None
-
-
-def _split(text: str) -> list[str]:
-    """At commas outside of brackets and quotes."""
-    parts, depth, quote, last = [], 0, "", 0
-    for place, letter in enumerate(text):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        elif letter in "[{(":
-            depth += 1
-        elif letter in "]})":
-            depth -= 1
-        elif letter == "," and depth == 0:
-            parts.append(text[last:place].strip())
-            last = place + 1
-    return [part for part in [*parts, text[last:].strip()] if part]
-
-
-def _numbers(key: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"{key}: range({text}) wants numbers") from error
-
-
-def _draw(axis: Axis, draw: random.Random) -> str:
-    if not axis.continuous:
-        return draw.choice(axis.values)
-    if axis.log:
-        return f"{axis.low * (axis.high / axis.low) ** draw.random():.6g}"
-    return f"{draw.uniform(axis.low, axis.high):.6g}"
 
 
 def results(sweep: Path, points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -251,3 +181,11 @@ def results(sweep: Path, points: Sequence[Point]) -> list[dict[str, Any]]:
         size = {"bytes": min(sizes)} if sizes else {}
         lines.append({"point": point.number, **point.settings, "state": run.state, **quality, **size})
     return lines
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Tasks of one array may ask for their points at once."""
+    with (folder / f"{_FILE}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

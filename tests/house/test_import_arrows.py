@@ -29,6 +29,7 @@ HEAVY = {
     "sklearn",
     "datasets",
     "lightning",
+    "optuna",
 }
 
 
