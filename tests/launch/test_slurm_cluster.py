@@ -4,28 +4,25 @@ Skipped where no SLURM answers, or where nobody has said that it may be used: FO
 """
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forgepress.launch.slurm import ask, job_state, wait_for
+from forgepress.launch.slurm import ask, job_state
+from forgepress.tests.launch.cluster import (
+    TWO_NODES,
+    cancel_all,
+    ended,
+    forgepress,
+    submit,
+    training,
+    trouble,
+    until,
+    weights,
+)
 from forgepress.trainer.history import starts
 
-
-def _trouble() -> str:
-    if os.environ.get("FORGEPRESS_TEST_SLURM") != "1":
-        return "FORGEPRESS_TEST_SLURM=1 is not set: no cluster is meant for tests"
-    if not shutil.which("sbatch") or subprocess.run(["sinfo", "-h"], capture_output=True).returncode:
-        return "no SLURM cluster answers"
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_trouble()), reason=_trouble() or "a cluster is there")
+pytestmark = pytest.mark.skipif(bool(trouble()), reason=trouble() or "a cluster is there")
 
 CONFIG = """
 model: lenet_300_100
@@ -37,7 +34,6 @@ phases:
   - {name: surgery, steps: 1500, techniques: [{name: pruning.network_surgery, sparsity: 0.9}]}
 checkpoint: {every: 200, keep_best: false}
 """
-TWO_NODES = ("--nodes", "2", "--ranks-per-node", "1", "--time", "20")
 
 
 @pytest.fixture
@@ -45,85 +41,79 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "digits.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for note in tmp_path.glob("runs/*/slurm/job.json"):
-        subprocess.run(["scancel", json.loads(note.read_text())["job"]], capture_output=True)
-    _until(lambda: not subprocess.run(["squeue", "-h"], capture_output=True, text=True).stdout.strip())
-
-
-def _forgepress(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "forgepress.launch", *words], capture_output=True, text=True, timeout=300
-    )
-
-
-def _submit(name: str, *words: str) -> str:
-    done = _forgepress("slurm", "digits.yaml", f"name={name}", *TWO_NODES, *words)
-    assert done.returncode == 0, done.stderr
-    return json.loads(Path("runs", name, "slurm", "job.json").read_text())["job"]
-
-
-def _until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "what the test waits for has not happened"
-        time.sleep(0.2)
-
-
-def _training(name: str, session: int) -> Callable[[], bool]:
-    """The run's `session`-th start has gone beyond where it began, in its surgery phase."""
-
-    def look() -> bool:
-        folder = Path("runs", name)
-        begun = starts(folder)
-        if len(begun) < session or not (folder / "metrics.jsonl").exists():
-            return False
-        steps = [
-            json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()[-1:]
-        ]
-        return bool(steps) and steps[0] > max(begun[session - 1]["step"], 60)
-
-    return look
-
-
-def _weights(name: str) -> bytes:
-    return Path("runs", name, "artifacts", "packed", "model.safetensors").read_bytes()
+    cancel_all(tmp_path)
 
 
 def test_stopped_preempted_and_without_a_node_a_job_goes_on_and_ends_as_one_process_run_unbroken(
     folder: Path,
 ):
-    assert _forgepress("train", "digits.yaml", "name=local", "export=[packed]").returncode == 0
-    job = _submit("cluster", "export=[packed]")
-    _until(_training("cluster", 1))
+    assert forgepress("train", "digits.yaml", "name=local", "export=[packed]").returncode == 0
+    job = submit("cluster", "export=[packed]")
+    until(training("cluster", 1))
     ask("scancel", "--signal=USR1", job)
-    _until(_training("cluster", 2))
+    until(training("cluster", 2))
     urgent = ["-p", "urgent", "-N2", "--exclusive", "--parsable", "-o", "/dev/null", "--wrap", "true"]
     ask("sbatch", *urgent)
-    _until(_training("cluster", 3))
+    until(training("cluster", 3))
     ask("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
-    _until(lambda: job_state(job)[0] != "RUNNING")
+    until(lambda: job_state(job)[0] != "RUNNING")
     ask("scontrol", "update", "NodeName=node2", "State=RESUME")
-    assert wait_for(job) == 0
+    assert ended(job) == 0
     sessions = starts(folder / "runs" / "cluster")
     assert len(sessions) == 4 and sessions[0]["hosts"] == ["node1", "node2"]
     assert [start["end"]["state"] for start in sessions if start["end"]][-1] == "finished"
     assert sessions[0]["end"]["state"] == "preempted" and sessions[1]["step"] == sessions[0]["end"]["step"]
-    assert _weights("cluster") == _weights("local")
+    assert weights("cluster") == weights("local")
 
 
 def test_a_wrong_config_and_a_cancelled_job_are_not_requeued_and_the_cap_holds(folder: Path):
-    wrong = _submit("wrong", "data.source={idx: nowhere}")
-    assert wait_for(wrong) == 2 and "Restarts=0" in ask("scontrol", "show", "job", wrong)
-    capped = _submit("capped", "--max-restarts", "0")
-    _until(_training("capped", 1))
-    assert "running" in _forgepress("slurm", "status", "capped").stdout
-    second = _forgepress("slurm", "digits.yaml", "name=capped", *TWO_NODES)
+    wrong = submit("wrong", "data.source={idx: nowhere}")
+    capped = submit("capped", "--max-restarts", "0")
+    cancelled = submit("cancelled")
+    assert ended(wrong) == 2 and "Restarts=0" in ask("scontrol", "show", "job", wrong)
+    until(training("capped", 1))
+    assert "running" in forgepress("slurm", "status", "capped").stdout
+    second = forgepress("slurm", "digits.yaml", "name=capped", *TWO_NODES)
     assert second.returncode == 2 and f"its job {capped} is running" in second.stderr
     ask("scancel", "--signal=USR1", capped)
-    assert wait_for(capped) == 75
-    assert "not requeued" in _forgepress("slurm", "logs", "capped").stdout
-    cancelled = _submit("cancelled")
-    _until(_training("cancelled", 1))
-    assert _forgepress("slurm", "cancel", "cancelled").returncode == 0
-    _until(lambda: job_state(cancelled)[0] == "CANCELLED")
+    assert ended(capped) == 75
+    assert "not requeued" in forgepress("slurm", "logs", "capped").stdout
+    until(training("cancelled", 1))
+    assert forgepress("slurm", "cancel", "cancelled").returncode == 0
+    until(lambda: job_state(cancelled)[0] == "CANCELLED")
     assert "Restarts=0" in ask("scontrol", "show", "job", cancelled)
+
+
+def test_an_array_of_six_points_two_at_a_time_goes_on_after_a_kill_and_runs_each_point_once(folder: Path):
+    words = [
+        "sweep",
+        "digits.yaml",
+        "parallel.replicate=1",
+        "phases=[{name: dense, steps: 60}]",
+        "--ranks",
+        "2",
+    ]
+    words += ["optimizer.lr=1e-2,3e-3,1e-3", "seed=0,1", "--name", "sweep", "--slurm", "--time 20"]
+    sweep = folder / "runs" / "sweep"
+
+    def finished() -> list[Path]:
+        return sorted(sweep.glob("point-*/summary.json"))
+
+    first = forgepress(*words)
+    assert first.returncode == 0, first.stderr
+    job = json.loads((sweep / "slurm" / "job.json").read_text())["job"]
+    until(lambda: len(finished()) >= 2)
+    assert len(list(sweep.glob("point-*"))) <= 4  # two at a time: not all six have begun
+    assert "its job" in forgepress(*words).stderr
+    assert forgepress("slurm", "cancel", str(sweep)).returncode == 0
+    until(lambda: job_state(job)[0] not in ("RUNNING", "PENDING", "COMPLETING"))
+    before = {path: path.stat().st_mtime_ns for path in finished()}
+    again = forgepress(*words)
+    assert again.returncode == 0, again.stderr
+    until(lambda: len(finished()) == 6)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())  # not run again
+    ends = [[start["end"]["state"] for start in starts(path.parent) if start["end"]] for path in finished()]
+    assert all(states.count("finished") == 1 for states in ends)
+    until(lambda: "its job" not in (shown := forgepress(*words)).stderr and "results.csv" in shown.stdout)
+    assert (sweep / "pareto.svg").exists() or (sweep / "results.csv").exists()
+    assert len((sweep / "results.csv").read_text().splitlines()) == 7
