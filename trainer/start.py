@@ -35,7 +35,7 @@ def modules_for(config: RunConfig) -> list[str]:
             names += ["torch.distributed.tensor.parallel", "torch.distributed.fsdp"]
         if parallel.pipeline > 1:
             names.append("..parallel.pipeline")
-    return [*names, "sklearn.datasets"] if config.data.source == "digits" else names
+    return names
 
 
 def train(config: RunConfig, *, fresh: bool = False, place: Any = None) -> None:

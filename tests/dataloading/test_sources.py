@@ -2,12 +2,13 @@
 
 import gzip
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from forgepress.dataloading import ArraySource, Loader, facts, load_source
+from forgepress.dataloading import ArraySource, Loader, digits, facts, load_source
 from forgepress.dataloading import text as text_module
 from forgepress.dataloading import transform as transform_module
 from forgepress.errors import ConfigError, DataError
@@ -110,6 +111,18 @@ def test_images_and_labels_of_different_number_are_refused(mnist_like):
     write_idx(folder / "train-labels-idx1-ubyte", np.zeros(6))
     with pytest.raises(DataError, match=r"7 rows .* has 6"):
         load_source({"idx": str(folder)})
+
+
+def test_digits_are_those_that_scikit_learn_loads_and_are_read_without_it(monkeypatch):
+    theirs = pytest.importorskip("sklearn.datasets").load_digits
+    images, targets = digits._digits()
+    assert np.array_equal(images, theirs().data) and np.array_equal(targets, theirs().target)
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)  # another layout of files than today's
+    again = digits._digits()
+    assert np.array_equal(again[0], images) and np.array_equal(again[1], targets)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'forgepress\[examples\]'"):
+        digits._digits()
 
 
 def test_digits_have_a_fixed_split_that_overlaps_nowhere():
