@@ -55,12 +55,12 @@ class Trial:
 
 def unbroken(folder: Path, mesh: tuple[str, ...]) -> tuple[bytes, float]:
     """The weights of a run that nobody stops, and the seconds that it takes."""
-    began = time.monotonic()
-    run = start(folder, "unbroken-" + "-".join(mesh), mesh)
+    began, name = time.monotonic(), re.sub(r"[^\w-]", "-", "-".join(("unbroken", *mesh)))
+    run = start(folder, name, mesh)
     output = run.communicate(timeout=_LONGEST)[0]
     if run.returncode:
         raise RuntimeError(f"the unbroken run failed:\n{output}")
-    return weights(folder, "unbroken-" + "-".join(mesh)), time.monotonic() - began
+    return weights(folder, name), time.monotonic() - began
 
 
 def trial(

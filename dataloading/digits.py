@@ -42,4 +42,5 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
         raise DataError(
             f"data.source=digits needs scikit-learn ({error}); run: pip install 'forgepress[examples]'"
         ) from None
-    return load_digits(return_X_y=True)
+    images, targets = load_digits(return_X_y=True)
+    return np.asarray(images), np.asarray(targets)
