@@ -25,8 +25,8 @@ model: lenet_300_100
 data: {source: digits, batch: 256, transform: {flatten: true}}
 optimizer: {name: adam, lr: 0.002}
 phases:
-  - {name: dense, steps: 40}
-  - {name: surgery, steps: 200, techniques: [{name: pruning.network_surgery, sparsity: 0.8}]}
+  - {name: dense, steps: 20}
+  - {name: surgery, steps: 120, techniques: [{name: pruning.network_surgery, sparsity: 0.8}]}
 checkpoint: {every: 20, keep_best: false}
 export: [packed]
 """
