@@ -119,11 +119,13 @@ def _finish(
     divide(part, plan, gathered, mesh)
     sharded = mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1)
     if sharded:
-        from .fully_sharded import Sharded, shard_parameters
+        from .fully_sharded import shard_parameters
 
         shard_parameters(part, layout, mesh, keep_whole_in_step=mesh.pipeline > 1, offload=offload)
     if shapes:
         give_room(part, mesh.device, offload=offload)
     if sharded:
+        from .fully_sharded import Sharded
+
         return Sharded(part)
     return Replicas(part, mesh) if mesh.replicate > 1 else WholeModel(part)
