@@ -5,9 +5,11 @@ Skipped where no SLURM answers, or where nobody has said that it may be used: FO
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from forgepress.errors import ConfigError
 from forgepress.launch.slurm import ask, job_state
 from forgepress.tests.launch.cluster import (
     TWO_NODES,
@@ -57,7 +59,8 @@ def test_stopped_preempted_and_without_a_node_a_job_goes_on_and_ends_as_one_proc
     until(training("cluster", 3))
     ask("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
     until(lambda: job_state(job)[0] != "RUNNING")
-    ask("scontrol", "update", "NodeName=node2", "State=RESUME")
+    with suppress(ConfigError):  # it may have come back by itself
+        ask("scontrol", "update", "NodeName=node2", "State=RESUME")
     assert ended(job) == 0
     sessions = starts(folder / "runs" / "cluster")
     assert len(sessions) == 4 and sessions[0]["hosts"] == ["node1", "node2"]
