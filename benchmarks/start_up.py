@@ -22,6 +22,7 @@ from pathlib import Path
 
 from forgepress.benchmarks import _result
 
+_LONGEST = 300.0  # seconds that one start may take before it counts as hanging
 ROOT = Path(__file__).resolve().parent.parent
 PEER = """
 import os
@@ -77,7 +78,9 @@ def measure(command: list[str], folder: Path) -> tuple[float, float]:
     """(seconds until the first step, seconds of processors in all)."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_LONGEST
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     told = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("first step")]
     if done.returncode or not told:

@@ -1,5 +1,7 @@
 """How many ranks this machine is meant for, without loading anything heavy where there is no GPU."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,12 @@ def _most(parallel: Any, room: int) -> int:
 
 
 def gpus() -> int:
-    """GPUs that this process may use. cost: imports torch where the machine has any driver for one."""
+    """GPUs that this process may use. cost: an interpreter that imports torch, where there is a driver for any.
+
+    Another process counts: one in which CUDA's driver has been asked may not be copied any more.
+    """
     if not any(Path(driver).exists() for driver in _DRIVERS):
         return 0
-    import torch
-
-    return torch.cuda.device_count()
+    count = [sys.executable, "-P", "-c", "import torch; print(torch.cuda.device_count())"]
+    done = subprocess.run(count, capture_output=True, text=True, timeout=300)
+    return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else 0

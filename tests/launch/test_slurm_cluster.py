@@ -37,6 +37,8 @@ phases:
 checkpoint: {every: 200, keep_best: false}
 """
 
+FOR_EVER = "phases=[{steps: 10000000, techniques: [{name: pruning.network_surgery, sparsity: 0.9}]}]"
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -71,12 +73,12 @@ def test_stopped_preempted_and_without_a_node_a_job_goes_on_and_ends_as_one_proc
 
 def test_a_wrong_config_and_a_cancelled_job_are_not_requeued_and_the_cap_holds(folder: Path):
     wrong = submit("wrong", "data.source={idx: nowhere}")
-    capped = submit("capped", "--max-restarts", "0")
-    cancelled = submit("cancelled")
+    capped = submit("capped", FOR_EVER, "--max-restarts", "0")
+    cancelled = submit("cancelled", FOR_EVER)
     assert ended(wrong) == 2 and "Restarts=0" in ask("scontrol", "show", "job", wrong)
     until(training("capped", 1))
     assert "running" in forgepress("slurm", "status", "capped").stdout
-    second = forgepress("slurm", "digits.yaml", "name=capped", *TWO_NODES)
+    second = forgepress("slurm", "digits.yaml", "name=capped", FOR_EVER, *TWO_NODES)
     assert second.returncode == 2 and f"its job {capped} is running" in second.stderr
     ask("scancel", "--signal=USR1", capped)
     assert ended(capped) == 75
