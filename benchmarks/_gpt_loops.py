@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 import string
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from forgepress.trainer.loop import Trainer
 from forgepress.trainer.models import build_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 BATCH, LENGTH, MICROBATCHES, RATE = 32, 64, 4, 1e-3
 VOCABULARY = string.ascii_lowercase + " "
@@ -31,14 +33,15 @@ MODEL: dict[str, Any] = {
     "width": 128,
     "heads": 4,
 }
-PLAN = {**dict.fromkeys(("attention.query", "attention.key", "attention.value", "mlp.up"), "column")}
+COLUMNS = ("attention.query", "attention.key", "attention.value", "mlp.up")
+ROWS = ("attention.out", "mlp.down")
 
 
 def text_file(folder: str) -> Path:
     """A million random letters."""
     path = Path(folder) / "letters.txt"
     if not path.is_file():
-        new = path.with_suffix(".new")
+        new = path.with_suffix(f".{os.getpid()}")  # every rank may be at it
         new.write_text("".join(random.Random(0).choices(VOCABULARY, k=1_000_000)))
         new.rename(path)
     return path
@@ -79,7 +82,11 @@ def _world(turns: Turns) -> DeviceMesh:
 
 
 def _loop(turns: Turns, model: nn.Module, batch: Batches) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
+    # one call of the kernel takes DTensors or plain tensors
+    kinds = [
+        [p for p in model.parameters() if isinstance(p, DTensor) is divided] for divided in (True, False)
+    ]
+    optimizer = torch.optim.Adam([{"params": kind} for kind in kinds if kind], lr=RATE, fused=True)
     note, step = _loops._Note(turns), 0
     while True:
         turns()
@@ -110,10 +117,9 @@ def tensor(turns: Turns) -> None:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     mesh, model = _world(turns), build_model(MODEL).module
-    rows = ("attention.out", "mlp.down")
     for number in range(MODEL["layers"]):
-        plan: dict[str, Any] = {name: ColwiseParallel() for name in PLAN}
-        plan |= {name: RowwiseParallel() for name in rows}
+        plan: dict[str, Any] = {name: ColwiseParallel() for name in COLUMNS}
+        plan |= {name: RowwiseParallel() for name in ROWS}
         parallelize_module(model.get_submodule(f"blocks.{number}"), mesh, plan)
     _loop(turns, model, Batches(BATCH, 1, 0))
 

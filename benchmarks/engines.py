@@ -1,7 +1,8 @@
 """What does the Trainer add to a step of DeepSpeed's and Accelerate's own?
 
 784 → 1024 → 1024 → 10 on MNIST (random numbers of its shape where it is not there), global batch 128, torch's fused
-Adam, two gloo ranks with one thread each. By hand is each library's documented loop, rows from memory; "forgepress" is
+Adam, two gloo ranks with one thread each. By hand is each library's documented loop, rows from memory, with its own
+defaults (our engine asks DeepSpeed for a smaller gradient buffer, and for no norm beside its own); "forgepress" is
 the whole Trainer with that engine, and once more with magnitude pruning on, whose exchange of rows and shares it shows.
 The loops take turns; a ratio is taken within a round, the table shows its median and quartiles.
 """
