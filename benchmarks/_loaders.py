@@ -5,6 +5,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -14,30 +15,45 @@ Way = Callable[[], Iterator[int]]
 """Starts a loader; every item is the number of rows of one batch, without end or for an epoch at least."""
 
 
-def measure(ways: dict[str, Way], *, seconds: float, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Way → {"rate": rows a second, "cpu": microseconds of all its processes a row}, one value a round.
+@dataclass
+class Measured:
+    """What came out of a comparison."""
 
-    The order of the ways is another one in each round. Ways whose library is not installed are left out, and said.
+    rounds: dict[str, dict[str, list[float]]]
+    """Way → {"rate": rows a second, "cpu": microseconds of all its processes a row}, one value a round."""
+    left_out: dict[str, str]
+    """Way that could not run here → why."""
+
+
+def measure(ways: dict[str, Way], *, seconds: float, rounds: int) -> Measured:
+    """Every way in every round, each round in another order.
+
+    A peer that is not installed or does not run here is left out of all rounds, with the reason.
     """
-    order, found = random.Random(0), {}
+    order, found, left_out = random.Random(0), {}, {}
     for _ in range(rounds):
         for name in order.sample(list(ways), len(ways)):
+            if name in left_out:
+                continue
             try:
                 rate, cpu = _once(ways[name], seconds)
-            except ImportError as error:
-                print(f"{name}: left out, {error}", flush=True)
-                ways = {other: way for other, way in ways.items() if other != name}
+            except Exception as error:
+                if "forgepress" in name:
+                    raise
+                left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+                print(f"{name}: left out, {left_out[name]}", flush=True)
                 continue
             print(f"{name:<50} {rate:14,.0f} rows/s {cpu:10.2f} µs/row", flush=True)
             found.setdefault(name, {"rate": [], "cpu": []})
             found[name]["rate"].append(rate)
             found[name]["cpu"].append(cpu)
-    return found
+    whole = {name: values for name, values in found.items() if name not in left_out}
+    return Measured(whole, left_out)
 
 
-def compared(found: dict[str, dict[str, list[float]]], ours: str, limit: str | None) -> list[dict[str, Any]]:
+def compared(measured: Measured, ours: str, limit: str | None) -> list[dict[str, Any]]:
     """Rows for `_result.write`: every rate and processor time, ours against each other way, and against the limit."""
-    rows = []
+    rows, found = [], measured.rounds
     for name, values in found.items():
         rates, times = values["rate"], values["cpu"]
         many = len(rates) > 1
@@ -88,6 +104,15 @@ def _cpu() -> float:
             continue
         total += times.user + times.system
     return total
+
+
+def lazy(make: Callable[[], Way]) -> Way:
+    """A way whose files are written, and whose library is looked for, when it is first asked for (before the clock)."""
+
+    def way() -> Iterator[int]:
+        return make()()
+
+    return way
 
 
 def endless(make: Callable[[], Any], count: Callable[[Any], int]) -> Way:

@@ -36,12 +36,12 @@ def main() -> None:
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         data, encoded, decoded = pictures(Path(folder), options.rows)
-        cold = measure(decoding(data, encoded), seconds=options.seconds, rounds=options.rounds)
+        cold = measure(decoding(data, encoded, Path(folder)), seconds=options.seconds, rounds=options.rounds)
         warm = measure(kept(data, decoded), seconds=options.seconds, rounds=options.rounds)
     rows = compared(cold, "forgepress", "simplejpeg, one thread")
     rows += compared(warm, "forgepress, all kept", "np.take of decoded pictures")
     question = f"How fast are {options.rows:,} JPEG pictures of {SIDE} pixels loaded?"
-    _result.write(__file__, question, rows, every_round=cold | warm)
+    _result.write(__file__, question, rows, every_round=cold.rounds | warm.rounds, left_out=cold.left_out)
 
 
 def pictures(folder: Path, count: int) -> tuple[Any, list[bytes], np.ndarray]:
@@ -63,8 +63,9 @@ def pictures(folder: Path, count: int) -> tuple[Any, list[bytes], np.ndarray]:
     return datasets.load_from_disk(str(folder / "arrow")), encoded, decoded
 
 
-def decoding(data: Any, encoded: list[bytes]) -> dict[str, Way]:
+def decoding(data: Any, encoded: list[bytes], folder: Path) -> dict[str, Way]:
     """Every picture is decoded whenever it is asked for."""
+    shards = peers.Written(folder, "jpeg", encoded)
     raw = data.cast_column("image", datasets.Image(decode=False)).with_transform(_decoded)
     pillow = data.with_format("torch")
     return {
@@ -78,6 +79,11 @@ def decoding(data: Any, encoded: list[bytes]) -> dict[str, Way]:
         "SPDL, 2 threads, same decoder": peers.spdl(
             lambda at: np.stack([_pixels(encoded[row]) for row in at]), len(encoded), BATCH, 2
         ),
+        **{
+            f"{library}, {n} workers, same decoder": shards.way(library, BATCH, n, _tensor)
+            for library in peers.LIBRARIES
+            for n in (0, 2)
+        },
     }
 
 
@@ -111,6 +117,10 @@ def _pixels(content: bytes) -> np.ndarray:
     import simplejpeg
 
     return simplejpeg.decode_jpeg(content, "RGB")
+
+
+def _tensor(content: bytes) -> torch.Tensor:
+    return torch.from_numpy(_pixels(content))
 
 
 def _decoded(rows: dict[str, list[Any]]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def main() -> None:
         found = measure(ways(Path(folder), options.rows), seconds=options.seconds, rounds=options.rounds)
     rows = compared(found, "forgepress", "np.take into one buffer")
     question = f"How fast are {options.rows:,} rows of {WIDTH} tokens loaded?"
-    _result.write(__file__, question, rows, every_round=found)
+    _result.write(__file__, question, rows, every_round=found.rounds, left_out=found.left_out)
 
 
 def ways(folder: Path, count: int) -> dict[str, Way]:
@@ -59,20 +59,16 @@ def ways(folder: Path, count: int) -> dict[str, Way]:
         "grain, 2 threads": peers.grain(tokens, BATCH, 2),
         "SPDL, 2 threads": peers.spdl(lambda at: tokens[at], count, BATCH, 2),
     }
-    try:
-        shards = peers.write_streaming(
-            folder / "mds", {"tokens": f"ndarray:int32:{WIDTH}"}, ({"tokens": row} for row in tokens)
-        )
-        found |= {f"MosaicML streaming, {n} workers": peers.streaming(shards, BATCH, n) for n in (0, 2)}
-    except ImportError as error:
-        print(f"MosaicML streaming: left out, {error}")
-    try:
-        found |= {
-            f"litdata, {n} workers": peers.litdata(_litdata(folder / "lit", tokens), BATCH, n) for n in (0, 2)
-        }
-    except ImportError as error:
-        print(f"litdata: left out, {error}")
-    return found
+    shards = peers.Written(folder, "tokens", [row.tobytes() for row in tokens])
+    return found | {
+        f"{library}, {n} workers": shards.way(library, BATCH, n, _row)
+        for library in peers.LIBRARIES
+        for n in (0, 2)
+    }
+
+
+def _row(content: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, np.int32).copy())
 
 
 def _limit(tokens: np.ndarray) -> Iterator[int]:
@@ -82,18 +78,6 @@ def _limit(tokens: np.ndarray) -> Iterator[int]:
         for at in range(0, len(tokens) - BATCH + 1, BATCH):
             np.take(tokens, order[at : at + BATCH], axis=0, out=out, mode="clip")
             yield BATCH
-
-
-def _litdata(folder: Path, tokens: np.ndarray) -> Path:
-    from litdata.streaming.writer import BinaryWriter
-
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
-    for number, row in enumerate(tokens):
-        writer[number] = torch.from_numpy(row)
-    writer.done()
-    writer.merge()
-    return folder
 
 
 if __name__ == "__main__":

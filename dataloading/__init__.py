@@ -7,6 +7,7 @@ data rank's part of them, and prepares the next ones meanwhile.
 from .augment import Augment
 from .batch import Batch
 from .cache import Cache
+from .documents import After, next_tokens
 from .draws import Draws
 from .facts import facts
 from .lengths import Buckets
@@ -19,6 +20,7 @@ from .source import ArraySource, ColumnInfo, Source
 from .transform import Transform, transformed
 
 __all__ = [
+    "After",
     "ArraySource",
     "Augment",
     "Batch",
@@ -34,5 +36,6 @@ __all__ = [
     "as_source",
     "facts",
     "load_source",
+    "next_tokens",
     "transformed",
 ]

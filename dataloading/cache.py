@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .fingerprint import combined
-from .mapped import Make
+from .mapped import FRESH, Make, take_rows
 from .meter import Meter
 from .node import node_memory
 from .source import ColumnInfo, Source
@@ -109,9 +109,9 @@ class CachedSource:
         self._keep(missing, made)
         out: dict[str, Tensor] = {}
         for name, kept in self._kept.items():
-            room = (make or _fresh)((len(rows), *kept.shape[1:]), kept.dtype)
+            room = (make or FRESH)((len(rows), *kept.shape[1:]), kept.dtype)
             if not len(missing):
-                out[name] = torch.index_select(kept, 0, torch.from_numpy(places), out=room)
+                out[name] = take_rows(kept, places, room)
                 continue
             there = torch.from_numpy(np.flatnonzero(found))
             room.index_copy_(0, there, kept.index_select(0, torch.from_numpy(places[found])))
@@ -236,10 +236,6 @@ def _arena(source: Source, count: int, shared: str | None) -> tuple[np.ndarray, 
         for begin, (name, info) in zip(begins[1:], source.columns.items(), strict=False)
     }
     return memory[: max(count, 1)].numpy(), columns
-
-
-def _fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
 
 
 def _again(source: Source, given: dict[str, Any]) -> CachedSource:

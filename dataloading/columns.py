@@ -10,9 +10,7 @@ from torch import Tensor
 from ..errors import DataError
 from .arrow import to_tensor
 from .decoding import contents_of, decode, is_images
-from .mapped import Fixed, Make, Ragged, fixed, ragged
-
-FRESH: Make = lambda shape, dtype: torch.empty(shape, dtype=dtype)  # noqa: E731
+from .mapped import FRESH, Fixed, Make, Ragged, fixed, ragged
 
 
 class Columns:
@@ -62,15 +60,15 @@ class Columns:
         make: Make = FRESH,
         *,
         width: int | None = None,
-        shown: Sequence[int] | None = None,
+        shown: np.ndarray | None = None,
     ) -> dict[str, Tensor]:
         """Name → [len(rows), …] in what `make` gives.
 
         width: of lists of different lengths (else the longest of these rows).   shown: row numbers for messages.
         raises: DataError for missing values and values that make no tensor, naming column and row.
         """
-        numbers = rows.tolist() if shown is None else shown
-        return {new: self._column(old, new, rows, make, width, numbers) for old, new in self._names.items()}
+        said = rows if shown is None else shown
+        return {new: self._column(old, new, rows, make, width, said) for old, new in self._names.items()}
 
     def runs(
         self, rows: np.ndarray, first: np.ndarray, lengths: np.ndarray, places: np.ndarray, out: Tensor
@@ -94,7 +92,7 @@ class Columns:
         return fixed(column) or (ragged(column) if padded or self._length is not None else None)
 
     def _column(
-        self, old: str, new: str, rows: np.ndarray, make: Make, width: int | None, shown: Sequence[int]
+        self, old: str, new: str, rows: np.ndarray, make: Make, width: int | None, shown: np.ndarray
     ) -> Tensor:
         reader = self._readers[new]
         if new in self.pictures:
@@ -110,14 +108,14 @@ class Columns:
         tensor = to_tensor(new, chosen, length=self._length)
         return tensor.long() if new == "targets" and not tensor.is_floating_point() else tensor
 
-    def _decoded(self, old: str, new: str, rows: np.ndarray, make: Make, shown: Sequence[int]) -> Tensor:
-        reader = self._readers[new]
+    def _decoded(self, old: str, new: str, rows: np.ndarray, make: Make, shown: np.ndarray) -> Tensor:
+        reader, numbers = self._readers[new], shown.tolist()
         if isinstance(reader, Ragged):
             contents: Any = [reader.bytes_of(row) for row in rows.tolist()]
         else:
             taken = self._table.column(old).take(rows).to_pylist()
-            contents = contents_of(taken, name=new, rows=shown)
-        return decode(contents, name=new, rows=shown, like=self._likes.get(new), make=make)
+            contents = contents_of(taken, name=new, rows=numbers)
+        return decode(contents, name=new, rows=numbers, like=self._likes.get(new), make=make)
 
     def _is_list(self, old: str) -> bool:
         return "list" in str(self._table.schema.field(old).type)
@@ -143,10 +141,10 @@ def _text(reader: Ragged, rows: np.ndarray, length: int, make: Make) -> Tensor:
     return tokens.masked_fill_(torch.arange(length) >= ends, 0)
 
 
-def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...], rows: Sequence[int]) -> None:
+def check_shape(name: str, found: Sequence[int], wanted: tuple[int, ...], rows: np.ndarray) -> None:
     """raises: DataError where a batch's rows have another shape than row 0."""
-    if found != wanted:
+    if found != wanted:  # torch's sizes are tuples too
         raise DataError(
-            f"column {name!r}: rows {list(rows[:3])}… have shape {found}, the first row has {wanted}; want one "
-            "shape: pad or cut first, for example with datasets.map"
+            f"column {name!r}: rows {rows[:3].tolist()}… have shape {tuple(found)}, the first row has {wanted}; "
+            "want one shape: pad or cut first, for example with datasets.map"
         )

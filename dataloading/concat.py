@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .fingerprint import combined
-from .mapped import Make
+from .mapped import FRESH, Make
 from .source import Source
 
 
@@ -36,6 +36,8 @@ class ConcatSource:
         self.resident = all(getattr(source, "resident", False) for source in sources)
         self.holds_lock = any(getattr(source, "holds_lock", False) for source in sources)
         self.ragged = getattr(sources[0], "ragged", None)
+        longest = [getattr(source, "row_length", None) for source in sources]
+        self.row_length = max(longest) if all(longest) else None  # type: ignore[type-var]
         self.vocabulary = getattr(sources[0], "vocabulary", None)
         classes = [getattr(source, "classes", None) for source in sources]
         self.classes = max(classes) if all(classes) else None  # type: ignore[type-var]
@@ -71,7 +73,7 @@ class ConcatSource:
             for name, tensor in found.items():
                 shape = (len(rows), *tensor.shape[1:])
                 if name not in out:
-                    out[name] = (make or _fresh)(shape, tensor.dtype)
+                    out[name] = (make or FRESH)(shape, tensor.dtype)
                 out[name].index_copy_(0, at, tensor)
         return out or self.parts[0].gather(rows)
 
@@ -90,10 +92,6 @@ class ConcatSource:
             )
             at = np.repeat(places[here] - (ends - lengths[here]), lengths[here]) + np.arange(len(piece))
             out.index_copy_(0, torch.from_numpy(at), piece)
-
-
-def _fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
 
 
 def _said(source: Source) -> str:

@@ -1,5 +1,6 @@
 """Rows that cannot be read: another row, always the same one, stands in for each."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ class Substituting:
         self.reuses = getattr(source, "reuses", False)
         self.stand_ins: dict[int, int] = {}
         """Damaged row → the row that stands in for it, as far as they were met."""
+        self._finding = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -36,6 +38,13 @@ class Substituting:
     def __len__(self) -> int:
         return len(self._source)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_finding"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._finding = threading.Lock()
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -43,14 +52,17 @@ class Substituting:
 
     def gather(self, rows: np.ndarray, **given: Any) -> dict[str, Tensor]:
         """Column → [len(rows), …]. raises: the source's error beyond `most` damaged rows."""
+        asked = self._replaced(rows)
         try:
-            return self._source.gather(self._replaced(rows), **given)
+            return self._source.gather(asked, **given)
         except (DataError, OSError, ValueError) as error:
-            found = [row for row in np.unique(rows).tolist() if not self._is_whole(row)]
-            if not found:
-                raise  # the fault lies in no row of its own
-            for row in found:
-                self._stand_in(row, error)
+            with self._finding:
+                met = any(row in self.stand_ins for row in asked.tolist())  # by another thread, meanwhile
+                found = [row for row in np.unique(asked).tolist() if not self._is_whole(row)]
+                if not found and not met:
+                    raise  # the fault lies in no row of its own
+                for row in found:
+                    self._stand_in(row, error)
         return self._source.gather(self._replaced(rows), **given)
 
     def _replaced(self, rows: np.ndarray) -> np.ndarray:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .columns import FRESH
 from .decoding import decode, holds_lock
 from .fingerprint import combined, of_files
-from .mapped import Make
+from .mapped import FRESH, Make
 from .source import ColumnInfo
 from .split import Split, split_rows
 

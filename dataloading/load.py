@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 _LOADERS_OWN = (
     "batch", "tail", "shuffle", "prefetch", "augment", "function", "threads", "mode", "cache", "on_error",
-    "most_errors",
+    "most_errors", "buckets", "pack",
 )  # fmt: skip
 _COMMON = ("inputs", "targets", "transform")
 
@@ -45,7 +45,8 @@ def load_source(spec: Mapping[str, Any] | str, split: str = "train") -> Source:
     spec:   a built-in name (digits); {idx: DIR}; {text: FILE, length: T, tokens: characters|bytes}; {parquet | json |
             csv | lines: GLOB} or {arrow: DIR}, each with inputs, targets, transform. Text columns need length (bytes)
             or tokenizer: {name: FOLDER or package:NAME, length, test_length, token_types}; csv may have a separator,
-            parquet stream: true (read row group by row group, without a copy). {images: DIR, size: N}: DIR/CLASS/….
+            parquet stream: true (read row group by row group, without a copy). With buckets or pack in the block,
+            lists and tokens keep their lengths. {images: DIR, size: N}: DIR/CLASS/….
             {mix: [SPEC, …]}: several, each with a weight or all without.
             Files can be {train: …, test: …}; a single text or table is split by valid_fraction (0.1).
             Also the whole `data` block with such a value under `source`; the loader's own words are passed over.
@@ -64,10 +65,19 @@ def load_source(spec: Mapping[str, Any] | str, split: str = "train") -> Source:
         )
     kind = kinds[0]
     _check_words(words, kind)
-    return _finish(kind, words, part)
+    ragged = isinstance(spec, Mapping) and bool(spec.get("buckets") or spec.get("pack"))
+    if ragged and kind not in (*FORMATS, "mix"):
+        raise ConfigError(
+            f"data.source.{kind} has rows of one length; data.buckets and data.pack want {', '.join(FORMATS)} with a "
+            "tokenizer, or with a column of lists"
+        )
+    source = _finish(kind, words, part, ragged=ragged)
+    if isinstance(spec, Mapping) and spec.get("pack"):
+        source.row_length, source.packed = int(spec["pack"]["length"]), True  # type: ignore[attr-defined]
+    return source
 
 
-def _finish(kind: str, words: dict[str, Any], split: Split) -> Source:
+def _finish(kind: str, words: dict[str, Any], split: Split, *, ragged: bool = False) -> Source:
     transform = Transform.from_words(words.get("transform") or {})
     settings = {word: words[word] for word in KINDS.get(kind, ()) if words.get(word) is not None}
     if "valid_fraction" in settings:
@@ -75,7 +85,7 @@ def _finish(kind: str, words: dict[str, Any], split: Split) -> Source:
     if "tokenizer" in settings:
         settings["tokenizer"] = Tokenizer.from_words(settings["tokenizer"])
     if kind == "mix":
-        return _mixed(words, split)
+        return _mixed(words, split, ragged)
     if kind == "images":
         place = _folder(words[kind], kind)
         if "size" not in settings:
@@ -84,8 +94,10 @@ def _finish(kind: str, words: dict[str, Any], split: Split) -> Source:
     if kind in FORMATS:
         names = {word: words[word] for word in ("inputs", "targets") if words.get(word)}
         if settings.pop("stream", False):
+            if ragged:
+                raise ConfigError("data.source.parquet: stream excludes buckets and pack; leave stream out")
             return transformed(_streamed(words[kind], split, names, settings), transform)
-        source = table_source(kind, _files(kind, words[kind]), split, **names, **settings)
+        source = table_source(kind, _files(kind, words[kind]), split, **names, **settings, ragged=ragged)
         return transformed(source, transform)
     for word in ("inputs", "targets"):
         if words.get(word) not in (None, word):
@@ -158,7 +170,7 @@ def _streamed(value: Any, split: Split, names: dict[str, str], settings: dict[st
     return ParquetSource(chosen, {old: new for new, old in names.items()}, length=settings.get("length"))
 
 
-def _mixed(words: dict[str, Any], split: Split) -> Source:
+def _mixed(words: dict[str, Any], split: Split, ragged: bool) -> Source:
     """Several sources with common columns; their weights count for training."""
     entries = words["mix"]
     if (
@@ -174,7 +186,8 @@ def _mixed(words: dict[str, Any], split: Split) -> Source:
     if any(weight is None for weight in given) != all(weight is None for weight in given):
         raise ConfigError(f"data.source.mix has weights {given}; want one for each source, or none")
     plain = [{word: value for word, value in entry.items() if word != "weight"} for entry in entries]
-    source = ConcatSource([load_source({**shared, **entry}, split) for entry in plain])
+    more = {"buckets": True} if ragged else {}
+    source = ConcatSource([load_source({**shared, **entry, **more}, split) for entry in plain])
     if split == "train" and given[0] is not None:
         shares_of(given, len(given))  # refused here, before anything else is opened
         source.weights = given

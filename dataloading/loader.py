@@ -33,8 +33,8 @@ from .ring import Ring
 from .settings import check
 
 _READ_BYTES = (
-    64 << 10,
-    2 << 20,
+    512 << 10,
+    1 << 20,
 )  # batches are read together up to this size, in the step and by threads: calls ...
 _READ = 8, 16  # ... and handing over cost more than copies below it; but no more than so many
 _PLANNED = 64  # batches whose row numbers are worked out at one go: next to a step Python runs on cold caches

@@ -15,7 +15,7 @@ from .augment import Augment
 from .batch import Batch
 from .buffers import Buffers
 from .draws import Draws
-from .mapped import copy_runs
+from .marks import mark_documents
 from .meter import Meter
 from .packing import PackedOrder, Pieces
 from .plan import Group, Position
@@ -53,7 +53,7 @@ class Maker:
     @cached_property
     def draws(self) -> bool:
         """Whether the transform wants random numbers."""
-        return self.transform is not None and _takes_two(self.transform)
+        return self.transform is not None and takes_draws(self.transform)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "buffers"}
@@ -70,16 +70,18 @@ class Maker:
         self.meter.add(
             batches=len(sizes), rows=len(rows), bytes=sum(tensor.nbytes for tensor in columns.values())
         )
+        numbers = torch.from_numpy(rows)
         if len(sizes) == 1:
-            pieces = [columns]
+            pieces, own = [columns], [numbers]
         else:
-            split = {name: tensor.split(sizes) for name, tensor in columns.items()}
-            pieces = [{name: tensors[at] for name, tensors in split.items()} for at in range(len(sizes))]
-        made = zip(pieces, group.parts, group.real, group.rows, group.positions[1:], strict=True)
+            split = [tensor.split(sizes) for tensor in columns.values()]
+            pieces = [dict(zip(columns, tensors, strict=True)) for tensors in zip(*split, strict=True)]
+            own = numbers.split(sizes)
+        made = zip(pieces, group.parts, group.real, own, group.positions[1:], strict=True)
         first = group.positions[0].index
         return [
-            Made(Batch(piece, part.valid, real, group.epoch, first + at, torch.from_numpy(own)), after)
-            for at, (piece, part, real, own, after) in enumerate(made)
+            Made(Batch(piece, part.valid, real, group.epoch, first + at, its), after)
+            for at, (piece, part, real, its, after) in enumerate(made)
         ]
 
     def _read(self, group: Group, rows: np.ndarray) -> Columns:
@@ -103,21 +105,11 @@ class Maker:
         source: Any = self.source
         length, shape = packed.packing.length, (count, packed.packing.length)
         tokens = self.buffers(shape, source.token_type)
-        document = self.buffers(shape, torch.int32).zero_()
+        document = self.buffers(shape, torch.int32)
         position = self.buffers(shape, torch.int32)
         places = pieces.rows * length + pieces.places
         source.runs(pieces.documents, pieces.first, pieces.lengths, places, tokens.view(-1))
-        document.view(-1)[torch.from_numpy(places)] = 1  # where a document begins its number goes up
-        torch.cumsum(document, 1, dtype=torch.int32, out=document)
-        ends = np.zeros(count, np.int64)
-        np.maximum.at(ends, pieces.rows, pieces.places + pieces.lengths)
-        padding = torch.arange(length) >= torch.from_numpy(ends)[:, None]
-        document.masked_fill_(padding, 0)
-        longest = int((pieces.first + pieces.lengths).max(initial=1))
-        numbers = torch.arange(longest, dtype=torch.int32)
-        copy_runs(numbers, pieces.first, pieces.lengths, places, position.view(-1))
-        tokens.masked_fill_(padding, packed.packing.padding)
-        position.masked_fill_(padding, 0)
+        mark_documents(pieces, packed.packing.padding, tokens, document, position)
         return {source.ragged: tokens, "document": document, "position": position}
 
     def _changed(self, group: Group, rows: np.ndarray, sizes: list[int], columns: Columns) -> Columns:
@@ -145,7 +137,8 @@ def check_columns(columns: Any, rows: int) -> None:
         raise DataError(f"the transform gave rows {wrong} for a batch of {rows}; want one for each row")
 
 
-def _takes_two(function: BatchFunction) -> bool:
+def takes_draws(function: BatchFunction) -> bool:
+    """Whether a function of a batch wants a second argument. raises: ConfigError for one that does not say."""
     try:
         inspect.signature(function).bind(None, None)
     except TypeError:

@@ -11,8 +11,11 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
+from . import native
+
 Make = Callable[[tuple[int, ...], torch.dtype], Tensor]
 """Gives a tensor [shape] of uninitialised memory."""
+FRESH: Make = lambda shape, dtype: torch.empty(shape, dtype=dtype)  # noqa: E731
 
 _TABLED = (
     1 << 22
@@ -26,8 +29,9 @@ _DTYPES = {
 class Fixed:
     """A column whose rows all have one shape, over any number of chunks, wherever they lie in memory.
 
-    One overlapping view over the whole stretch of memory that the chunks lie in serves all of them: row r of the view
-    begins at the r-th element, so that torch.index_select, which holds no interpreter lock, copies rows from any chunk.
+    A table says where each row begins in the whole stretch of memory that the chunks lie in. Without a compiler one
+    overlapping view over it serves all chunks: row r of the view begins at the r-th element, so that
+    torch.index_select, which holds no interpreter lock either, copies rows from any chunk.
     cost: 8 bytes of memory a row up to 4 million rows.
     """
 
@@ -60,7 +64,16 @@ class Fixed:
         if not len(rows) or not self._width:
             return out
         flat = out.view(len(rows), self._width)
-        if self._whole is not None:
+        if native.library() is not None:
+            size = self.dtype.itemsize
+            count = int(self._edges[-1])
+            if self._whole is not None:
+                native.gather_rows(rows, count, None, size * self._width, self._memory, flat)
+            elif self._table is not None:
+                native.gather_rows(rows, count, self._table, size, self._memory, flat)
+            else:
+                native.gather_rows(self._find(rows), self._memory.numel(), None, size, self._memory, flat)
+        elif self._whole is not None:
             # numpy's take, which drops the interpreter lock too, is quicker than torch's on plain rows.
             np.take(self._whole.numpy(), rows, axis=0, out=flat.numpy(), mode="clip")
         elif self._view is not None:
@@ -99,6 +112,9 @@ class Ragged:
         out = make((len(rows), width), self.dtype)
         if not out.numel():
             return out
+        if fill == 0 and native.library() is not None:
+            native.gather_padded(rows, self._starts, self.lengths, self._memory, out)
+            return out
         lengths = np.minimum(self.lengths[rows], width)
         at = self._starts[rows]
         last = self._memory.numel() - width
@@ -133,16 +149,29 @@ class Ragged:
         return out
 
 
+def take_rows(tensor: Tensor, rows: np.ndarray, out: Tensor) -> Tensor:
+    """`out` = tensor[rows], copied outside the interpreter's lock. IndexError for a row that is not there."""
+    if native.library() is not None and tensor.is_contiguous() and out.is_contiguous():
+        native.gather_rows(rows, len(tensor), None, tensor.nbytes // max(len(tensor), 1), tensor, out)
+        return out
+    return torch.index_select(tensor, 0, torch.from_numpy(rows), out=out)
+
+
 def copy_runs(
     memory: Tensor, begin: np.ndarray, lengths: np.ndarray, places: np.ndarray, out: Tensor
 ) -> None:
     """Runs of `memory` from `begin` on to ascending `places` of `out`, both flat; gaps are left with anything.
 
-    All runs are cut into tiles of one width and copied at once, each a little too far; what the tile after it does
-    not write again is a gap. Three times as fast as a copy for each run where runs are short.
+    Without a compiler all runs are cut into tiles of one width and copied at once, each a little too far; what the
+    tile after it does not write again is a gap. Three times as fast as a copy for each run where runs are short.
+    raises: IndexError for a run that is not there.
     """
     if not len(lengths):
         return
+    if int((begin + lengths).max()) > memory.numel() or int((places + lengths).max()) > out.numel():
+        raise IndexError(f"runs beyond {memory.numel()} values read or {out.numel()} written")
+    if native.library() is not None:
+        return native.copy_runs(begin, lengths, places, memory, out)
     width = 1 << int(np.clip(np.ceil(np.log2(max(lengths.mean(), 1))), 4, 9))
     tiles = np.maximum(-(-lengths // width), 1)
     inside = (np.arange(int(tiles.sum())) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * width

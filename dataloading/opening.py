@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import DataError
 from .fingerprint import combined, of_buffers, of_files
+from .iterable import iterable_source
 from .rows import TableSource
 from .source import ArraySource, Source
 
@@ -16,8 +17,9 @@ def as_source(data: Any, *, length: int | None = None) -> Source:
     """`data` itself if it is a source; arrays by name as ArraySource; a `datasets.Dataset` read where it lies.
 
     A Dataset keeps its types (int32 stays int32) and its lists of different lengths, which batches pad to their
-    longest (or to `length`); encoded pictures are decoded to uint8 [channels, height, width].
-    raises: DataError for anything else, and for a dataset that is only a stream.
+    longest (or to `length`); encoded pictures are decoded to uint8 [channels, height, width]. An IterableDataset is
+    read block by block: see `iterable`.
+    raises: DataError for anything else, and for a stream in an order of its own.
     """
     if isinstance(data, Mapping):
         return ArraySource(data)
@@ -25,9 +27,9 @@ def as_source(data: Any, *, length: int | None = None) -> Source:
         return _of_dataset(data, length)
     if isinstance(data, Source):
         return data
-    advice = "a datasets.Dataset, a dict of arrays, or an object with fingerprint, columns, len and gather"
     if hasattr(data, "_ex_iterable"):
-        advice = "a table whose rows have numbers: for files, data.source {parquet: …, stream: true} (ParquetSource)"
+        return iterable_source(data, length=length)
+    advice = "a datasets.Dataset, a dict of arrays, or an object with fingerprint, columns, len and gather"
     raise DataError(f"{type(data).__name__} cannot be loaded; want {advice}")
 
 

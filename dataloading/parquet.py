@@ -5,18 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import DataError
-from .columns import FRESH, Columns, check_shape
+from .blocks import BlockSource
 from .fingerprint import combined, of_files
-from .mapped import Make
-from .recent import Recent
-from .source import ColumnInfo
 
 
-class ParquetSource:
+class ParquetSource(BlockSource):
     """Rows of Parquet files end to end, read a row group at a time. Made for `shuffle=N`, which shuffles row groups.
 
     files:   in the order in which their rows count.
@@ -28,8 +23,6 @@ class ParquetSource:
              every batch anew with shuffle=True.
     """
 
-    concurrent = reuses = True
-
     def __init__(
         self,
         files: Sequence[Path | str],
@@ -40,65 +33,38 @@ class ParquetSource:
         widen: bool = True,
     ) -> None:
         self._files = [Path(file) for file in files]
-        self._given: dict[str, Any] = {"groups": groups, "length": length, "widen": widen}
         footers = [_footer(file) for file in self._files]
         schema = footers[0].schema.to_arrow_schema()
-        self._names = dict(names or {name: name for name in schema.names})
+        names = dict(names or {name: name for name in schema.names})
         for file, footer in zip(self._files, footers, strict=True):
-            _check_columns(file, footer.schema.to_arrow_schema(), schema, self._names, self._files[0])
+            _check_columns(file, footer.schema.to_arrow_schema(), schema, names, self._files[0])
         self._groups = [
             (file, group) for file, footer in enumerate(footers) for group in range(footer.num_row_groups)
         ]
         sizes = [
             footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)
         ]
-        self.blocks = np.cumsum([0, *sizes])
-        """First row of each row group, and the number of rows."""
-        if not self.blocks[-1]:
+        if not sum(sizes):
             raise DataError(f"{self._files[0]}: no rows; want at least one")
-        self.fingerprint = combined(of_files(self._files), self._names, length)
-        self._likes: dict[str, Tensor] = {}
-        self._read = Recent(self._read_group, groups)
-        first = int(np.flatnonzero(np.array(sizes))[0])
-        reader = self._read(first)
-        row = reader.gather(np.zeros(1, np.int64))
-        self._likes = {name: row[name][0] for name in reader.pictures}
-        self.columns = {name: ColumnInfo.of(tensor) for name, tensor in row.items()}
-        self._read = Recent(self._read_group, groups)
-
-    def __len__(self) -> int:
-        return int(self.blocks[-1])
+        self._wanted, self._given = names, {"groups": groups, "length": length, "widen": widen}
+        self.fingerprint = combined(of_files(self._files), names, length)
+        self._open(np.array(sizes), names, kept=groups, length=length, widen=widen)
 
     def __reduce__(self) -> Any:
-        return _again, (self._files, self._names, self._given)
+        return _again, (self._files, self._wanted, self._given)
 
-    def gather(self, rows: np.ndarray, make: Make = FRESH) -> dict[str, Tensor]:
-        """Column → [len(rows), …]. DataError for a row whose shape is not that of the first row."""
-        group = np.searchsorted(self.blocks, rows, side="right") - 1
-        out = {name: make((len(rows), *info.shape), info.dtype) for name, info in self.columns.items()}
-        for number in np.unique(group):
-            here = np.flatnonzero(group == number)
-            inside = rows[here] - self.blocks[number]
-            found = self._read(int(number)).gather(inside, shown=rows[here].tolist())
-            for name, tensor in found.items():
-                check_shape(name, tuple(tensor.shape[1:]), self.columns[name].shape, rows[here].tolist())
-                out[name].index_copy_(0, torch.from_numpy(here), tensor)
-        return out
-
-    def _read_group(self, number: int) -> Columns:
+    def _table(self, number: int) -> Any:
         import pyarrow.parquet as parquet
 
         file, group = self._groups[number]
         path = self._files[file]
         try:
             with parquet.ParquetFile(path) as opened:
-                table = opened.read_row_group(group, columns=list(self._names), use_threads=False)
+                return opened.read_row_group(group, columns=list(self._wanted), use_threads=False)
         except (OSError, ValueError) as error:  # Arrow's own errors are these
             raise DataError(
                 f"{path}, row group {group}, cannot be read ({error}); get the file again"
             ) from error
-        given = {"length": self._given["length"], "widen": self._given["widen"]}
-        return Columns(table.select(list(self._names)), self._names, **given, likes=self._likes)
 
 
 def _footer(file: Path) -> Any:

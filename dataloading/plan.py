@@ -1,7 +1,7 @@
 """Which rows make which batch, for one data rank: pure arithmetic, no data is touched."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -72,20 +72,59 @@ class Plan:
         """All batches from a position on, without end, up to `size` batches of one epoch at a time."""
         at = self.next(at)
         while True:
-            group, spans = Group(at.epoch, [at], [], [], [], [], []), []
-            while len(group.real) < size and at.epoch == group.epoch:
-                taken = self._spans(at, self.batch)
-                real = sum(end - begin for _, begin, end in taken)
-                at = self.next(self._after(at, taken))
-                if real < self.batch and self.tail == "wrap":
-                    taken += self._wrapped(group.epoch, self.batch - real)
-                    real = self.batch
-                group.positions.append(at)
-                group.real.append(real)
-                group.parts.append(self.part(real))
-                spans.append(taken)
-            self._find(group, spans)
+            group = Group(at.epoch, [at], [], [], [], [], [])
+            while (room := size - len(group.real)) > 0 and at.epoch == group.epoch:
+                left = self.order.count(at.epoch, at.window) - at.consumed
+                if left >= self.batch:
+                    at = self._add_full(group, at, min(room, left // self.batch))
+                else:
+                    at = self._add_one(group, at)
             yield group
+
+    def _add_full(self, group: "Group", at: Position, count: int) -> Position:
+        """Add `count` full batches that lie in one window, all worked out at once; returns the position after them."""
+        part = self.part(self.batch)
+        first = at.consumed + np.arange(count)[:, None] * self.batch
+        places = first + (part.positions if self.lengths is None else np.arange(self.batch))
+        items = self.order.items(at.epoch, at.window, places.reshape(-1)).reshape(places.shape)
+        after = [
+            at._replace(consumed=at.consumed + n * self.batch, index=at.index + n) for n in range(1, count)
+        ]
+        end = at._replace(consumed=at.consumed + count * self.batch, index=at.index + count)
+        self._add(group, items, places, [part] * count)
+        group.positions.extend([*after, self.next(end)])
+        group.real.extend([self.batch] * count)
+        return group.positions[-1]
+
+    def _add_one(self, group: "Group", at: Position) -> Position:
+        """Add a batch that reaches over windows, or an epoch's last one; returns the position after it."""
+        taken = self._spans(at, self.batch)
+        real = sum(end - begin for _, begin, end in taken)
+        group.positions.append(self.next(self._after(at, taken)))
+        if real < self.batch and self.tail == "wrap":
+            taken += self._wrapped(group.epoch, self.batch - real)
+            real = self.batch
+        part = self.part(real)
+        windows, places = _places(taken, None if self.lengths is not None else part.positions)
+        items = np.empty(len(places), np.int64)
+        for window in np.unique(windows).tolist():
+            here = windows == window
+            items[here] = self.order.items(group.epoch, window, places[here])
+        self._add(group, items[None], places[None], [part])
+        group.real.append(real)
+        return group.positions[-1]
+
+    def _add(self, group: "Group", items: np.ndarray, places: np.ndarray, parts: list[Part]) -> None:
+        """Row numbers of batches, int64 [batches, rows]: of this rank, or of all where the longest row counts."""
+        passes = getattr(self.order, "passes", None)
+        drawn = passes(group.epoch, places.reshape(-1)).reshape(places.shape) if passes else None
+        if self.lengths is not None:
+            group.widths.extend(self.lengths[items].max(1, initial=0).tolist())
+            items = items[:, parts[0].positions]
+            drawn = None if drawn is None else drawn[:, parts[0].positions]
+        group.rows.extend(items)
+        group.passes.extend(() if drawn is None else drawn)
+        group.parts.extend(parts)
 
     def _spans(self, at: Position, wanted: int) -> list[tuple[int, int, int]]:
         """(window, begin, end) of up to `wanted` rows of the epoch."""
@@ -112,36 +151,9 @@ class Plan:
             found += more
         return found
 
-    def _find(self, group: "Group", spans: list[list[tuple[int, int, int]]]) -> None:
-        """Fill in the row numbers: all places of the group in one call of the order for each window."""
-        parts = [None if self.lengths is not None else part.positions for part in group.parts]
-        places = [_places(taken, part) for taken, part in zip(spans, parts, strict=True)]
-        windows = np.concatenate([window for window, _ in places])
-        offsets = np.concatenate([offset for _, offset in places])
-        items = np.empty(len(offsets), np.int64)
-        for window in (0,) if self.order.windows(group.epoch) == 1 else np.unique(windows).tolist():
-            here = windows == window
-            items[here] = self.order.items(group.epoch, window, offsets[here])
-        passes = getattr(self.order, "passes", None)
-        drawn = passes(group.epoch, offsets) if passes else None
-        begin = 0
-        for (offset, _), part in zip(places, group.parts, strict=True):
-            batch = items[begin : begin + len(offset)]
-            if self.lengths is not None:
-                group.widths.append(int(self.lengths[batch].max(initial=0)))
-                batch = batch[part.positions]
-            group.rows.append(batch)
-            if drawn is not None:
-                of_batch = drawn[begin : begin + len(offset)]
-                group.passes.append(of_batch[part.positions] if self.lengths is not None else of_batch)
-            begin += len(offset)
-
 
 def _places(taken: list[tuple[int, int, int]], positions: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Window and place in it of chosen `positions` (None: all) of a batch that consists of spans."""
-    if len(taken) == 1 and positions is not None:
-        window, begin, _ = taken[0]
-        return np.full(len(positions), window), begin + positions
     windows = np.concatenate([np.full(end - begin, window) for window, begin, end in taken])
     offsets = np.concatenate([np.arange(begin, end, dtype=np.int64) for _, begin, end in taken])
     return (windows, offsets) if positions is None else (windows[positions], offsets[positions])
@@ -163,12 +175,6 @@ class Group:
         """The same batches as groups of up to `size`."""
         for at in range(0, len(self.real), size):
             cut = slice(at, at + size)
-            yield replace(
-                self,
-                positions=self.positions[at : at + size + 1],
-                real=self.real[cut],
-                parts=self.parts[cut],
-                rows=self.rows[cut],
-                widths=self.widths[cut],
-                passes=self.passes[cut],
-            )
+            positions = self.positions[at : at + size + 1]
+            lists = (self.real[cut], self.parts[cut], self.rows[cut], self.widths[cut], self.passes[cut])
+            yield Group(self.epoch, positions, *lists)

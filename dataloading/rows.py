@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..errors import DataError
 from .arrow import TEXT_VOCABULARY
-from .columns import FRESH, Columns, check_shape
+from .columns import Columns, check_shape
 from .decoding import holds_lock
-from .mapped import Make
+from .mapped import FRESH, Make
 from .source import ColumnInfo
 
 BYTES = ("<pad>", *(f"<0x{byte:02X}>" for byte in range(TEXT_VOCABULARY - 1)))
@@ -41,13 +41,15 @@ class TableSource:
         vocabulary: tuple[str, ...] | None = None,
     ) -> None:
         chosen = _rows_of(table)
-        self._rows = rows if chosen is None else chosen[rows]
-        self._shown, self.fingerprint = rows, fingerprint
         data = getattr(table.data, "table", table.data)
+        is_all = len(rows) == len(table) and np.array_equal(rows, np.arange(len(rows)))
+        self._shown = None if is_all else rows  # None: numbers here are those of the dataset
+        self._rows = self._shown if chosen is None else chosen[rows]  # None: rows lie as they are numbered
+        self._count, self.fingerprint = len(rows), fingerprint
         given: dict[str, Any] = {"length": length, "widen": widen, "ragged": ragged}
         self._columns = Columns(data.select(list(names)), names, **given)
-        one = np.zeros(1, np.int64)
-        first = self._columns.gather(self._rows[one], shown=rows[:1].tolist())
+        one = rows[:1]
+        first = self._columns.gather(one if chosen is None else chosen[one], shown=one)
         likes = {name: first[name][0] for name in self._columns.pictures}
         self._columns = Columns(data.select(list(names)), names, **given, likes=likes)
         self.columns = {name: ColumnInfo.of(tensor) for name, tensor in first.items()}
@@ -58,9 +60,11 @@ class TableSource:
         self.vocabulary = vocabulary or (BYTES if is_text else None)
         self.ragged = self._columns.ragged
         """The column whose rows have lengths of their own; None where there is none."""
+        self.row_length: int | None = None
+        """Tokens in a model's row, where rows have lengths of their own and this is known."""
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     @property
     def lengths(self) -> np.ndarray:
@@ -70,7 +74,7 @@ class TableSource:
                 f"the columns {', '.join(self.columns)} have no lists of different lengths; bucketing and packing "
                 "need one"
             )
-        return self._columns.lengths[self._rows]
+        return self._columns.lengths if self._rows is None else self._columns.lengths[self._rows]
 
     @property
     def token_type(self) -> torch.dtype:
@@ -85,18 +89,19 @@ class TableSource:
                 name: torch.empty((0, *(wide if name == self.ragged else info.shape)), dtype=info.dtype)
                 for name, info in self.columns.items()
             }
-        shown = self._shown[rows]
-        found = self._columns.gather(self._rows[rows], make, width=width, shown=shown.tolist())
+        inside = rows if self._rows is None else self._rows[rows]
+        shown = rows if self._shown is None else self._shown[rows]
+        found = self._columns.gather(inside, make, width=width, shown=shown)
         for name, tensor in found.items():
             if name != self.ragged:
-                check_shape(name, tuple(tensor.shape[1:]), self.columns[name].shape, shown.tolist())
+                check_shape(name, tensor.shape[1:], self.columns[name].shape, shown)
         return found
 
     def runs(
         self, rows: np.ndarray, first: np.ndarray, lengths: np.ndarray, places: np.ndarray, out: Tensor
     ) -> None:
         """Values of the column `ragged`: see `mapped.Ragged.runs`."""
-        self._columns.runs(self._rows[rows], first, lengths, places, out)
+        self._columns.runs(rows if self._rows is None else self._rows[rows], first, lengths, places, out)
 
 
 def _rows_of(table: Any) -> np.ndarray | None:

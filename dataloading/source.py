@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .fingerprint import of_arrays
-from .mapped import Make
+from .mapped import FRESH, Make, take_rows
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,9 @@ class ArraySource:
 
     def gather(self, rows: np.ndarray, make: Make | None = None) -> dict[str, Tensor]:
         """Column → [len(rows), …], copied. IndexError for a row that is not there."""
-        index = torch.from_numpy(rows)
-        if make is None:
-            return {name: tensor.index_select(0, index) for name, tensor in self.tensors.items()}
+        make = make or FRESH
         return {
-            name: torch.index_select(tensor, 0, index, out=make((len(rows), *tensor.shape[1:]), tensor.dtype))
+            name: take_rows(tensor, rows, make((len(rows), *tensor.shape[1:]), tensor.dtype))
             for name, tensor in self.tensors.items()
         }
 

@@ -1,14 +1,10 @@
 """Rows that were made once, on disk: Arrow files with checksums, for every later run and all ranks of a node."""
 
 import errno
-import fcntl
 import json
 import os
-import sys
-import time
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +15,10 @@ from torch import Tensor
 from ..errors import DataError
 from .cache import bytes_of
 from .mapped import Fixed, Make
+from .preparing import Progress, alone
 from .source import ColumnInfo, Source
 
 _CHUNK = 4096  # rows made and written at a time
-_SAID_EVERY = 5.0  # seconds between two lines about how far it is
 
 
 class StoredSource:
@@ -98,7 +94,7 @@ def stored(source: Any, folder: str | Path, budget: int, key: str) -> Any:
     file = place / f"{key}-{rows}.arrow"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with _alone(place / f"{key}.lock"):
+        with alone(place / f"{key}.lock"):
             if not _is_whole(file):
                 _make_room(place, budget - rows * width, spare=file)
                 _write(source, rows, file)
@@ -118,21 +114,14 @@ def _write(source: Any, rows: int, file: Path) -> None:
         [pa.field(name, pa.binary(bytes_of({name: info}, 1))) for name, info in source.columns.items()]
     )
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    begun = said = time.monotonic()
+    progress = Progress(rows, "rows")
     try:
         with temporary.open("wb") as raw:
             with pa.ipc.new_stream(raw, schema) as writer:
                 for begin in range(0, rows, _CHUNK):
                     made = source.gather(np.arange(begin, min(begin + _CHUNK, rows)))
                     writer.write_batch(_record(made, schema))
-                    if time.monotonic() - said > _SAID_EVERY:
-                        said = time.monotonic()
-                        share = min(begin + _CHUNK, rows) / rows
-                        left = (said - begun) / share * (1 - share)
-                        print(
-                            f"preparing data: {share:.0%} of {rows:,} rows, {left:.0f} s left",
-                            file=sys.stderr,
-                        )
+                    progress.add(_CHUNK)
             raw.flush()
             os.fsync(raw.fileno())
         note = {"bytes": temporary.stat().st_size, "crc32": _checksum(temporary)}
@@ -200,11 +189,3 @@ def _make_room(place: Path, allowed: int, *, spare: Path) -> None:
         taken -= file.stat().st_size
         file.unlink(missing_ok=True)
         _note(file).unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process of this node at a time; the lock goes with the process."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -31,6 +31,7 @@ def table_source(
     tokenizer: Tokenizer | None = None,
     separator: str | None = None,
     valid_fraction: float = 0.1,
+    ragged: bool = False,
 ) -> Source:
     """The rows of table files as tensors.
 
@@ -39,6 +40,7 @@ def table_source(
     inputs, targets: columns that get these names; if any is given, others are left out.
     length:  of text columns, in bytes: see `arrow.to_tensor`. Pictures become uint8 [channels, height, width].
     tokenizer: makes the text column `inputs` the columns input_ids and attention_mask.
+    ragged:  lists of different lengths, and tokens, keep their lengths: for bucketing and packing.
     separator: of csv; tab for files named .tsv, else comma. Between tabs, quotes are plain characters.
     raises:  DataError for unreadable files, unknown columns, and values that make no tensor.
     cost:    `datasets` keeps an Arrow copy of parquet, json, csv and lines in its cache folder. Tables whose
@@ -60,7 +62,7 @@ def table_source(
     if tokenizer is not None:
         if inputs is None:
             raise ConfigError("data.source.tokenizer needs data.inputs, the column with the text")
-        made = tokenizer.tokenize(table.select_columns(list(names)), inputs, split, contents)
+        made = tokenizer.tokenize(table.select_columns(list(names)), inputs, split, contents, ragged=ragged)
         kept = {old: new for old, new in names.items() if old != inputs}
         table, names, vocabulary = (
             made.table,
@@ -68,7 +70,12 @@ def table_source(
             made.vocabulary,
         )
         mark = combined(mark, made.fingerprint)
-    source = TableSource(table, rows, names, length=length, vocabulary=vocabulary, fingerprint=mark)
+    source = TableSource(
+        table, rows, names, length=length, vocabulary=vocabulary, fingerprint=mark, ragged=ragged
+    )
+    if ragged:
+        source.row_length = int(source.lengths.max())  # raises where no column has lengths
+        return source
     if bytes_of(source.columns, len(source)) > KEPT_BYTES:
         return source
     if source.has_images:

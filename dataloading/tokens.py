@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from .fingerprint import combined, of_files
 from .packaged import folder_of
+from .preparing import Progress, alone
 from .quiet import quiet
 from .split import Split
 
@@ -27,8 +28,8 @@ class Tokenizer:
 
     name: str
     """Folder with the tokenizer's files, or package:NAME for one in an installed Python package."""
-    length: int
-    """Tokens in a row."""
+    length: int | None = None
+    """Tokens in a row; longer texts are cut. Empty, for packed texts alone: texts are not cut."""
     test_length: int | None = None
     """Tokens in a row of the held-out split; empty: as `length`."""
     token_types: bool = False
@@ -46,10 +47,8 @@ class Tokenizer:
             raise ConfigError(
                 f"data.source.tokenizer: unknown {', '.join(unknown)}; known: {', '.join(known)}"
             )
-        if missing := [word for word in ("name", "length") if words.get(word) is None]:
-            raise ConfigError(
-                f"data.source.tokenizer: no {', '.join(missing)}; want for example {{name: FOLDER, length: 64}}"
-            )
+        if words.get("name") is None:
+            raise ConfigError("data.source.tokenizer: no name; want for example {name: FOLDER, length: 64}")
         return cls(**{word: value for word, value in words.items() if value is not None})
 
     def __post_init__(self) -> None:
@@ -65,10 +64,12 @@ class Tokenizer:
                 "true or false"
             )
 
-    def tokenize(self, table: Any, column: str, split: Split, mark: str) -> "Tokenized":
+    def tokenize(
+        self, table: Any, column: str, split: Split, mark: str, *, ragged: bool = False
+    ) -> "Tokenized":
         """The `datasets.Dataset` with token columns in place of the text `column`, prepared or from the cache.
 
-        mark:   fingerprint of the table's contents.
+        mark:   fingerprint of the table's contents.   ragged: as many tokens as each text has, no padding.
         raises: DataError for a folder without a tokenizer, or a column that is no text; ConfigError for a length
                 beyond what the tokenizer's model takes.
         """
@@ -76,23 +77,38 @@ class Tokenizer:
 
         folder = Path(folder_of(self.name, "tokenizer_config.json"))
         length = self.length if split == "train" or self.test_length is None else self.test_length
+        if length is None and not ragged:
+            raise ConfigError(
+                "data.source.tokenizer: no length; want one, such as {name: FOLDER, length: 64} (only data.pack and "
+                "data.buckets do without)"
+            )
         tokenizer = _load(folder, length)
         if getattr(table.features[column], "dtype", None) not in ("string", "large_string"):
             raise DataError(
                 f"column {column!r} is {table.features[column]}; a tokenizer takes a column of text"
             )
         files = sorted({file for pattern in _FILES for file in folder.glob(pattern)})
-        mark = combined(mark, column, of_files(files), length, self.token_types)
+        mark = combined(
+            mark, column, of_files(files), length, self.token_types, *(["ragged"] if ragged else [])
+        )
         names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.token_types else [])]
         cache = Path(HF_DATASETS_CACHE) / "forgepress" / f"{mark}.arrow"
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with quiet():
+        progress = Progress(len(table), "texts")
+
+        def encoded(rows: dict[str, Any]) -> dict[str, Any]:
+            progress.add(len(rows[column]))
+            return _encoded(tokenizer, rows[column], names, length, padded=not ragged)
+
+        with (
+            alone(cache.with_suffix(".lock")),
+            quiet(),
+        ):  # one process of the node does it, the others find it done
             done = table.map(
-                lambda rows: _encoded(tokenizer, rows[column], names, length),
+                encoded,
                 batched=True,
                 remove_columns=[column],
                 new_fingerprint=mark,
-                cache_file_name=str(cache),  # written aside and moved: ranks that come at once do no harm
+                cache_file_name=str(cache),  # written aside and moved: a killed run leaves no half of it
                 load_from_cache_file=True,
             )
         vocabulary = tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
@@ -113,7 +129,7 @@ class Tokenized:
     """Of the table, the tokenizer's files and the length."""
 
 
-def _load(folder: Path, length: int) -> Any:
+def _load(folder: Path, length: int | None) -> Any:
     if not folder.is_dir():
         raise DataError(
             f"data.source.tokenizer.name: {str(folder)!r} is no folder; want the folder with the tokenizer's files, "
@@ -131,7 +147,7 @@ def _load(folder: Path, length: int) -> Any:
         raise ConfigError(
             f"{folder}: the tokenizer has no padding token; set one in its tokenizer_config.json"
         )
-    if length > tokenizer.model_max_length:
+    if length is not None and length > tokenizer.model_max_length:
         raise ConfigError(
             f"data.source.tokenizer: length {length} is more than the {tokenizer.model_max_length} tokens that "
             f"{folder} is made for; want at most so many"
@@ -140,19 +156,21 @@ def _load(folder: Path, length: int) -> Any:
 
 
 def _encoded(
-    tokenizer: Any, texts: Sequence[str | None], names: list[str], length: int
-) -> dict[str, np.ndarray]:
-    """Column → int32 [texts, length]."""
+    tokenizer: Any, texts: Sequence[str | None], names: list[str], length: int | None, *, padded: bool
+) -> dict[str, Any]:
+    """Column → int32 [texts, length], or where not `padded` a list of int32 arrays."""
     if None in texts:
         raise DataError(
             f"a text is missing near {[text for text in texts if text][:1]}; fill or drop such rows"
         )
     encoded = tokenizer(
         list(texts),
-        padding="max_length",
-        truncation=True,
+        padding="max_length" if padded else False,
+        truncation=length is not None,
         max_length=length,
         return_attention_mask=True,
         return_token_type_ids="token_type_ids" in names,
     )
+    if not padded:
+        return {name: [np.asarray(row, dtype=np.int32) for row in encoded[name]] for name in names}
     return {name: np.asarray(encoded[name], dtype=np.int32) for name in names}

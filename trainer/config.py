@@ -24,6 +24,7 @@ from .config_errors import refusal
 from .config_parts import (
     AugmentConfig,
     BestConfig,
+    BucketsConfig,
     CacheConfig,
     CheckpointConfig,
     Count,
@@ -32,6 +33,7 @@ from .config_parts import (
     ExportConfig,
     Listed,
     OptimizerConfig,
+    PackConfig,
     ParallelConfig,
     Part,
     ScheduleConfig,
@@ -47,12 +49,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AugmentConfig",
     "BestConfig",
+    "BucketsConfig",
     "CacheConfig",
     "CheckpointConfig",
     "DataConfig",
     "EvaluateConfig",
     "ExportConfig",
     "OptimizerConfig",
+    "PackConfig",
     "ParallelConfig",
     "PhaseConfig",
     "RunConfig",
@@ -232,6 +236,7 @@ class RunConfig(Part):
             if name in names[:index]
         ]
         problems += self._cached_though_augmented()
+        problems += _lengths_that_clash(self)
         problems += _idle_optimizer_keys(self.optimizer, ("optimizer",))
         for index, phase in enumerate(self.phases):
             if phase.optimizer is not None:
@@ -239,6 +244,39 @@ class RunConfig(Part):
         if problems:
             raise refusal(*problems)
         return self
+
+
+def _lengths_that_clash(config: RunConfig) -> list[tuple[Any, str]]:
+    """What does not go with rows of different lengths."""
+    data, parallel = config.data, config.parallel
+    problems: list[tuple[Any, str]] = []
+    if data.buckets is not None and data.pack is not None:
+        problems.append(
+            (("data", "buckets"), "given beside data.pack, whose rows have one length: leave one out")
+        )
+    word = "pack" if data.pack is not None else "buckets"
+    if data.buckets is None and data.pack is None:
+        return problems
+    if data.cache is not None:
+        problems.append(
+            (
+                ("data", "cache"),
+                f"given with data.{word}; rows of different lengths are not kept: leave it out",
+            )
+        )
+    if data.pack is not None and data.targets is not None:
+        problems.append(
+            (("data", "targets"), "given with data.pack, whose targets are the next tokens: leave it out")
+        )
+    if data.buckets is not None and (parallel.pipeline > 1 or parallel.context > 1):
+        problems.append(
+            (
+                ("data", "buckets"),
+                "given with parallel.pipeline or parallel.context, which want one shape for all batches: data.pack, "
+                "or rows of one length",
+            )
+        )
+    return problems
 
 
 def _idle_optimizer_keys(optimizer: OptimizerConfig, path: tuple[str | int, ...]) -> list[tuple[Any, str]]:

@@ -41,6 +41,32 @@ class AugmentConfig(Part):
     """Pixels by which the picture may move in each direction; what comes in is 0."""
     flip: bool = False
     """Mirror left and right every second time."""
+    area: Annotated[tuple[Positive, Positive] | None, Listed] = None
+    """Least and greatest share of the picture that is kept and scaled to its size, such as [0.08, 1]."""
+    ratio: Annotated[tuple[Positive, Positive], Listed] = (0.75, 4 / 3)
+    """area only: least and greatest width of that part by its height."""
+
+
+class BucketsConfig(Part):
+    """Rows of like length side by side, so that little is padding."""
+
+    window: Count = 8192
+    """Shuffled rows that are sorted together."""
+    run: Count | None = None
+    """Rows of like length that follow each other; empty: the batch."""
+
+
+class PackConfig(Part):
+    """Documents packed into rows of one length, none of their tokens lost. `batch` counts these rows."""
+
+    length: Count
+    """Tokens in a row."""
+    split: Literal["long", "any"] = "long"
+    """long: only documents longer than a row are cut; any: rows are filled to the last token."""
+    window: Count = 4096
+    """Shuffled documents that are packed together."""
+    padding: Every = 0
+    """The token that fills up rows."""
 
 
 class CacheConfig(Part):
@@ -73,6 +99,10 @@ class DataConfig(Part):
     """The last, shorter batch of an epoch; wrap: filled up with the epoch's first rows."""
     shuffle: bool | Count = True
     """A number: blocks (row groups of streamed Parquet) are shuffled, and rows inside every so many of them."""
+    buckets: BucketsConfig | None = None
+    """Of rows of different lengths: a batch is as wide as its longest row."""
+    pack: PackConfig | None = None
+    """Of rows of different lengths: several in a row of the model; targets are the next tokens."""
     prefetch: Annotated[int, Field(ge=0)] = 2
     """Reads prepared ahead of the step; more of them where the step has to wait."""
     threads: Count | None = None

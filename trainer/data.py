@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..dataloading import Augment, Cache, Loader, Source, facts, load_source
+from ..dataloading import (
+    After,
+    Augment,
+    Buckets,
+    Cache,
+    Loader,
+    Packing,
+    Source,
+    facts,
+    load_source,
+    next_tokens,
+)
 from ..parallel import Mesh
 from .config import RunConfig
 from .imports import load_function
@@ -29,7 +40,8 @@ class RunData:
     @property
     def items_per_row(self) -> int | None:
         """Loss items of every row where that is a constant of the data (tokens of a text window, none is padding)."""
-        return None if "attention_mask" in self.source.columns else self.facts.get("length")
+        is_even = "attention_mask" not in self.source.columns and not getattr(self.source, "ragged", None)
+        return self.facts.get("length") if is_even else None
 
 
 def open_data(config: RunConfig, mesh: Mesh) -> RunData:
@@ -51,7 +63,7 @@ def open_data(config: RunConfig, mesh: Mesh) -> RunData:
         "mode": config.data.mode,
         "cache": Cache(**config.data.cache.model_dump()) if config.data.cache else None,
     }
-    augment = config.data.augment
+    augment, buckets = config.data.augment, config.data.buckets
     loader = Loader(
         train,
         batch=config.data.batch,
@@ -59,7 +71,9 @@ def open_data(config: RunConfig, mesh: Mesh) -> RunData:
         shuffle=config.data.shuffle,
         tail=config.data.tail,
         prefetch=config.data.prefetch,
-        transform=load_function(config.data.function, "data.function") if config.data.function else None,
+        buckets=Buckets(**buckets.model_dump()) if buckets else None,
+        pack=packing(config),
+        transform=_transform(config),
         on_error=config.data.on_error,
         most_errors=config.data.most_errors,
         augment=Augment(**augment.model_dump()) if augment else None,
@@ -68,10 +82,38 @@ def open_data(config: RunConfig, mesh: Mesh) -> RunData:
     held_out = None
     if test is not None and len(test):
         batch = config.data.batch if pad_rows else config.evaluate.batch or config.data.batch
-        held_out = Loader(test, batch=batch, seed=config.seed, shuffle=False, tail="keep", **common)
+        held_out = held_out_loader(config, test, batch, **common)
     return RunData(
         source=train,
         train=loader,
         test=held_out,
         facts={**facts(train), "rows": len(train), "fingerprint": train.fingerprint},
     )
+
+
+def held_out_loader(config: RunConfig, source: Source, batch: int, **given: Any) -> Loader:
+    """Held-out rows in their order, packed where the training rows are."""
+    return Loader(
+        source,
+        batch=batch,
+        seed=config.seed,
+        shuffle=False,
+        tail="keep",
+        pack=packing(config),
+        transform=next_tokens if config.data.pack else None,
+        **given,
+    )
+
+
+def packing(config: RunConfig) -> Packing | None:
+    """How documents are packed, if they are."""
+    return Packing(**config.data.pack.model_dump()) if config.data.pack else None
+
+
+def _transform(config: RunConfig) -> Any:
+    """The config's own function on training batches, after the targets of packed rows."""
+    name = config.data.function
+    own = load_function(name, "data.function") if name else None
+    if config.data.pack is None:
+        return own
+    return next_tokens if own is None else After(next_tokens, own)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..compression import Check, latency
-from ..dataloading import Loader, load_source
+from ..dataloading import load_source
 from ..parallel.whole import gather
 from .artifact import fill, load, record
 from .assembly import whole_model
 from .config import ExportConfig, RunConfig
+from .data import held_out_loader
 from .delivery_formats import save
 from .metrics import Meter
 from .models import BuiltModel
@@ -117,7 +118,7 @@ def score(config: RunConfig, module: nn.Module, task: Task) -> dict[str, float]:
     if source is None or not len(source):
         return {}
     meter = Meter(task, config.evaluate.metrics)
-    loader = Loader(source, batch=config.evaluate.batch or max(config.data.batch, 256), shuffle=False)
+    loader = held_out_loader(config, source, config.evaluate.batch or max(config.data.batch, 256))
     module.eval()
     for batch in loader:
         x = task.inputs(batch.columns)

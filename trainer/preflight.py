@@ -85,7 +85,7 @@ def examine(
     config, found = config.on(ranks), Found()
     check_mesh(config, ranks, found)
     source = _source(config, load_source, found)
-    rows = None if source is None else len(source)
+    rows = None if source is None else _rows(config, source)
     check_batch(config, rows, found)
     check_levers(config, found)
     report = Report(
@@ -116,7 +116,7 @@ def refuse(config: RunConfig, ranks: int, source: Source) -> None:
     """
     found = Found()
     check_mesh(config, ranks, found)
-    check_batch(config, len(source), found)
+    check_batch(config, _rows(config, source), found)
     check_levers(config, found)
     built = _model(config, source, None, found)
     if built is not None:
@@ -153,6 +153,13 @@ def _source(config: RunConfig, load_source: LoadSource | None, found: Found) -> 
     except ForgepressError as error:
         found.problem(("data", "source"), str(error))
     return None
+
+
+def _rows(config: RunConfig, source: Source) -> int:
+    """Rows of an epoch; of packed ones about as many as their tokens fill."""
+    if config.data.pack is None:
+        return len(source)
+    return max(-(-int(source.lengths.sum()) // config.data.pack.length), 1)  # type: ignore[attr-defined]
 
 
 def _model(

@@ -78,7 +78,7 @@ class Classroom:
 
     def _refuse_cache(self, technique: Any) -> None:
         augment = self._config.data.augment
-        if technique.cache and augment is not None and any(augment.model_dump().values()):
+        if technique.cache and augment is not None and (augment.crop or augment.flip or augment.area):
             raise ConfigError(
                 "cache: true keeps what the teacher says of a row, but data.augment gives a row another form in every "
                 "epoch; leave one of them out"

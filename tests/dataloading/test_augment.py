@@ -96,3 +96,23 @@ def test_wrong_words_and_rows_that_are_no_pictures_are_errors():
     unnamed = ArraySource({"pixels": torch.zeros(3, 1, 2, 2)})
     with pytest.raises(DataError, match="the data have pixels"):
         next(iter(Loader(unnamed, batch=2, augment=AUGMENT)))
+
+
+def test_a_random_part_is_scaled_to_the_pictures_size_alike_on_every_mesh():
+    part = Augment(area=(0.2, 0.9), flip=True)
+    ramp = torch.linspace(0, 1, 16)[None, None, None, :].expand(64, 1, 16, 16).contiguous()
+    made = Augment(area=(0.25, 0.25), ratio=(1, 1))(ramp, np.arange(64), seed=1, epoch=0)
+    steps = made[:, 0, 0, 1:] - made[:, 0, 0, :-1]
+    assert made.shape == ramp.shape and made.min() >= 0 and made.max() <= 1
+    assert torch.allclose(steps[:, 2:-2], torch.full((), 0.5 / 15), atol=2e-3)  # half as wide: half as steep
+    whole = Augment(area=(1, 1), ratio=(1, 1))(ramp, np.arange(64), seed=1, epoch=0)
+    assert torch.allclose(whole, ramp, atol=1e-5)
+    assert part(ramp.mul(255).to(torch.uint8), np.arange(64), seed=1, epoch=0).dtype == torch.uint8
+    alone = epoch_of(Loader(source(), batch=6, seed=SEED, augment=part))
+    together: dict[int, torch.Tensor] = {}
+    for rank in range(3):
+        together |= epoch_of(Loader(source(), batch=11, rank=rank, ranks=3, seed=SEED, augment=part))
+    assert equal(alone, together)
+    for wrong in ({"area": (0, 1)}, {"area": (0.5, 2)}, {"ratio": (2, 1)}, {"area": 0.5}):
+        with pytest.raises(ConfigError, match=r"data\.augment\.(area|ratio)"):
+            Augment(**wrong)

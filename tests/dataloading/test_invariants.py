@@ -1,13 +1,14 @@
 """One order whatever ranks, threads, mode, depth and batch size; cut anywhere, nothing is repeated and nothing lost."""
 
 import json
+import time
 from functools import cache
 from itertools import chain, islice
 
 import numpy as np
 import pytest
 import torch
-from forgepress.dataloading import ArraySource, Buckets, Loader, Packing
+from forgepress.dataloading import ArraySource, Buckets, Cache, Loader, Packing
 from forgepress.errors import DataError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -76,6 +77,47 @@ def _rows(batch) -> list:
 def test_global_batches_are_bit_equal_on_every_mesh_with_any_threads_and_depth(kind, ranks, threads, depth):
     wanted, _ = batches(kind, 12, prefetch=0)
     assert batches(kind, 12, ranks=ranks, threads=threads, prefetch=depth)[0] == wanted
+
+
+class Late(Read):
+    """Some rows come long after others that were asked for later."""
+
+    def gather(self, rows, make=None):
+        time.sleep(0.02 * bool(len(rows) and rows[0] % 5 == 0))
+        return super().gather(rows)
+
+
+def test_a_slow_row_changes_no_order():
+    wanted, _ = batches("rows", 160, prefetch=0)
+    with Loader(Late({"number": torch.arange(ROWS)}), batch=8, seed=3, threads=4, prefetch=6) as loader:
+        assert [_rows(batch) for batch in islice(loader.stream(), 160)] == wanted
+
+
+@cheap
+@given(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from(["thread", "auto"]), st.sampled_from([1, 3]))
+def test_what_is_kept_changes_no_batch_on_any_mesh(share, mode, ranks):
+    wanted, _ = batches("rows", 12, prefetch=0)
+    kept = Cache(memory=int(share * ROWS * 8)) if share else None
+    assert batches("rows", 12, ranks=ranks, cache=kept, mode=mode, prefetch=2)[0] == wanted
+
+
+def test_the_first_batch_after_a_resume_asks_for_its_own_rows_alone():
+    asked = []
+
+    class Endless(Read):
+        def __len__(self):
+            return 10**12
+
+        def gather(self, rows, make=None):
+            asked.append(rows)
+            return super().gather(rows % ROWS)
+
+    state = Loader(Endless({"number": torch.arange(ROWS)}), batch=4).state_dict()
+    loader = Loader(Endless({"number": torch.arange(ROWS)}), batch=4, prefetch=0)
+    loader.load_state_dict({**state, "epoch": 7, "consumed": 999_999_999_000})
+    batch = next(loader.stream())
+    assert len(asked) == 1 and asked[0][:4].tolist() == batch.rows.tolist()
+    assert len(asked[0]) <= 16 * 4  # no row before its place was looked at, whatever the place
 
 
 @kinds

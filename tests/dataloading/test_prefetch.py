@@ -7,6 +7,7 @@ import threading
 import time
 from itertools import islice
 
+import psutil
 import pytest
 import torch
 from forgepress.dataloading import Loader
@@ -30,17 +31,20 @@ def prefetch_threads() -> int:
     return sum(thread.name == "forgepress-prefetch" for thread in threading.enumerate())
 
 
-def test_two_hundred_loaders_leave_no_thread(numbered, slow):
-    gc.collect()
-    before = prefetch_threads()
-    for number in range(200):
-        loader = Loader(slow(numbered(40)), batch=4)
+def test_a_thousand_loaders_leave_files_threads_and_memory_flat(numbered, slow):
+    own, source = psutil.Process(), slow(numbered(40))
+    for number in range(1000):
+        loader = Loader(source, batch=4, seed=number % 3)
         next(iter(loader))
         if number % 2:
             loader.close()
         del loader
+        if number == 200:  # what the first ones allocate for good is there
+            gc.collect()
+            before, files, memory = prefetch_threads(), own.num_fds(), own.memory_info().rss
     gc.collect()
-    assert prefetch_threads() <= before
+    assert prefetch_threads() <= before and own.num_fds() <= files
+    assert own.memory_info().rss - memory < 8 << 20  # of 800 loaders: less than 10 KiB each
 
 
 def test_a_process_ends_while_a_loader_is_open():

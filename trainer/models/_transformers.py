@@ -59,6 +59,9 @@ def from_transformers(given: Mapping[str, Any], facts: Mapping[str, Any]) -> Bui
         "attn_implementation"
     ):  # the library saves it with no config
         resolved["attn_implementation"] = kernel
+    if facts.get("packed"):
+        own: Any = module.config
+        own.use_cache = False  # else the library lets tokens attend to other documents of their row
     layers = {"layers": list(given["layers"])} if given.get("layers") is not None else {}
     if layers:
         _keep_layers(module, config.num_hidden_layers, layers["layers"])
