@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..dataloading import Source
+from ..dataloading import Source, next_tokens
 from ..parallel.recompute import recompute, recomputed
 from .config import RunConfig
 from .live_bytes import LiveBytes
@@ -73,7 +73,18 @@ def _loss(
 
 
 def _columns(source: Source, rows: int) -> dict[str, Tensor]:
-    return {name: torch.zeros((rows, *info.shape), dtype=info.dtype) for name, info in source.columns.items()}
+    """A batch of zeros; rows of lengths of their own are as long as the longest, or as packed rows are."""
+    ragged, length = getattr(source, "ragged", None), getattr(source, "row_length", None)
+    shapes = {name: info.shape for name, info in source.columns.items()}
+    if ragged and length:
+        shapes = {name: (length,) if shape == shapes[ragged] else shape for name, shape in shapes.items()}
+    zeros = {
+        name: torch.zeros((rows, *shape), dtype=source.columns[name].dtype) for name, shape in shapes.items()
+    }
+    if not getattr(source, "packed", False):
+        return zeros
+    marks = torch.ones((rows, *shapes[ragged]), dtype=torch.int32)
+    return next_tokens({ragged: zeros[ragged], "document": marks, "position": marks})
 
 
 def _sum(outputs: Any) -> Tensor:

@@ -11,6 +11,7 @@ from forgepress.tests.sessions import torchvision_operators
 from forgepress.trainer.config import RunConfig
 from forgepress.trainer.data import open_data
 from forgepress.trainer.loop import Trainer
+from forgepress.trainer.preflight import examine
 
 datasets = pytest.importorskip("datasets")
 
@@ -58,6 +59,8 @@ def test_targets_are_the_next_tokens_of_the_same_document():
 
 def test_a_run_learns_packed_rows_and_is_measured_on_them(tables, tmp_path):
     config = run(tables, tmp_path / "runs", pack={"length": 32})
+    report = examine(config, 1)
+    assert not report.problems and report.batches_per_epoch == int(LENGTHS.sum()) // (4 * 32)
     summary = Trainer(config).fit()
     assert summary["steps"] == 3 and np.isfinite(summary["final_loss"])
     data = open_data(config, Trainer(config).mesh)
