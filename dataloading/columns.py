@@ -46,6 +46,8 @@ class Columns:
         ]
         self.ragged = first_ragged[0] if first_ragged and length is None else None
         """The column whose rows have lengths of their own; None where there is none."""
+        self.varied = [new for new in first_ragged if self.ragged and self._is_like(new, self.ragged)]
+        """That column and all others whose rows have the same lengths, such as a mask beside tokens."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -116,6 +118,11 @@ class Columns:
             taken = self._table.column(old).take(rows).to_pylist()
             contents = contents_of(taken, name=new, rows=numbers)
         return decode(contents, name=new, rows=numbers, like=self._likes.get(new), make=make)
+
+    def _is_like(self, new: str, other: str) -> bool:
+        one, two = self._readers[new], self._readers[other]
+        assert isinstance(one, Ragged) and isinstance(two, Ragged)
+        return new == other or np.array_equal(one.lengths, two.lengths)
 
     def _is_list(self, old: str) -> bool:
         return "list" in str(self._table.schema.field(old).type)

@@ -86,14 +86,16 @@ class TableSource:
         if not len(rows):
             wide = (width or 0,)
             return {
-                name: torch.empty((0, *(wide if name == self.ragged else info.shape)), dtype=info.dtype)
+                name: torch.empty(
+                    (0, *(wide if name in self._columns.varied else info.shape)), dtype=info.dtype
+                )
                 for name, info in self.columns.items()
             }
         inside = rows if self._rows is None else self._rows[rows]
         shown = rows if self._shown is None else self._shown[rows]
         found = self._columns.gather(inside, make, width=width, shown=shown)
         for name, tensor in found.items():
-            if name != self.ragged:
+            if name not in self._columns.varied:
                 check_shape(name, tensor.shape[1:], self.columns[name].shape, shown)
         return found
 
