@@ -15,10 +15,13 @@ from typing import Any
 
 import yaml
 from forgepress.tests.engines import ENGINES
-from forgepress.tests.meshes import MESHES
+from forgepress.tests.meshes import CONTEXT_MESHES, MESHES
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = "tests/contract/test_every_technique_on_every_mesh.py"
+TESTS = (
+    "tests/contract/test_every_technique_on_every_mesh.py",
+    "tests/contract/test_every_technique_on_pieces_of_sequences.py",
+)
 NOTE = "# Written by docs/support.py from a run of the contract tests.\n"
 _CASE = re.compile(r"test_gives_the_result_of_one_process\w*\[([\w.]+)-\d+-(.+)\]")
 
@@ -31,9 +34,9 @@ def main(arguments: list[str]) -> int:
         write({}, {})
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "junit.xml"
-            subprocess.run([sys.executable, "-m", "pytest", TESTS, f"--junitxml={report}"], cwd=ROOT)
+            subprocess.run([sys.executable, "-m", "pytest", *TESTS, f"--junitxml={report}"], cwd=ROOT)
             found = outcomes([report])
-    places = {**MESHES, **ENGINES}
+    places = {**MESHES, **CONTEXT_MESHES, **ENGINES}
     proven = {name: [place for place in places if held.get(place)] for name, held in sorted(found.items())}
     write(places, proven)
     print(f"{len(proven)} techniques, {sum(map(len, proven.values()))} places proven")

@@ -2,7 +2,7 @@
 
 from .engine import Engine, Masters
 from .layout import Layout
-from .mesh import AXES, DATA_AXES, Mesh, degrees_for
+from .mesh import AXES, DATA_AXES, TOKEN_AXES, Mesh, degrees_for
 from .native import NativeEngine
 from .processes import join
 from .split import module_costs
@@ -11,6 +11,7 @@ from .whole import divided_as, full_tensor, gather, local_part, place, scatter
 __all__ = [
     "AXES",
     "DATA_AXES",
+    "TOKEN_AXES",
     "Engine",
     "Layout",
     "Masters",

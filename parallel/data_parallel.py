@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .mesh import DATA_AXES, Mesh
+from .mesh import DATA_AXES, TOKEN_AXES, Mesh
 
 # Batch normalisation is global here, so buffers are equal already. torch 2.13 has renamed the argument.
 _NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
@@ -18,9 +18,9 @@ _NO_BUFFER_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "bro
 
 
 def same_start(module: nn.Module, mesh: Mesh) -> None:
-    """Give all data and tensor ranks the weights and buffers of the first one. cost: one broadcast of the model."""
+    """Give all data, context and tensor ranks the weights and buffers of the first one. cost: one broadcast."""
     tensors = [x.detach() for x in (*module.parameters(), *module.buffers())]
-    for group in mesh.groups((*DATA_AXES, "tensor")):
+    for group in mesh.groups((*TOKEN_AXES, "tensor")):
         for tensor in tensors:
             whole = tensor.contiguous()
             dist.broadcast(whole, group=group, group_src=0)

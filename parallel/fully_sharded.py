@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
 from ..errors import ConfigError
 from .data_parallel import WholeModel
 from .layout import Layout
-from .mesh import Mesh
+from .mesh import AXES, Mesh
 
 
 def find_units(module: nn.Module, layout: Layout) -> list[str]:
@@ -46,15 +47,21 @@ def find_units(module: nn.Module, layout: Layout) -> list[str]:
 def shard_parameters(
     module: nn.Module, layout: Layout, mesh: Mesh, *, keep_whole_in_step: bool = False, offload: bool = False
 ) -> None:
-    """Divide the parameters of `module` in place over mesh.shard, replicated over mesh.replicate.
+    """Divide the parameters of `module` in place over mesh.shard × mesh.context, replicated over mesh.replicate.
 
-    Gradients are SUMMED over both axes. With AVG, gloo adds and does not divide (pytorch issue 162338) on the
+    Gradients are SUMMED over all these axes. With AVG, gloo adds and does not divide (pytorch issue 162338) on the
     versions that ask it for AVG; a forced sum with the factor 1 is right everywhere.
     keep_whole_in_step: gather once per step instead of once per micro-batch (pipelines).
     offload: shards and their gradients stay in host memory, and go to the device when they are gathered.
     """
     policy = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if offload else OffloadPolicy()
-    data = mesh.axes("shard") if mesh.replicate == 1 else mesh.axes("replicate", "shard")
+    assert mesh.weights_mesh is not None
+    data = mesh.weights_mesh
+    if mesh.replicate > 1:
+        (axis,) = data.mesh_dim_names or ("shard",)
+        # torch warns of slicing a flattened axis from the root
+        apart = DeviceMesh._concatenate([mesh.axes("replicate"), data]) if axis not in AXES else None
+        data = apart or mesh.axes("replicate", axis)
     for name in find_units(module, layout):
         unit = module.get_submodule(name)
         fully_shard(unit, mesh=data, reshard_after_forward=not keep_whole_in_step, offload_policy=policy)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 TENSOR_STYLES = ("column", "row", "replicate")
 
@@ -42,12 +43,29 @@ class Layout:
     divisible: Mapping[str, int] = field(default_factory=dict)
     """Numbers that the tensor axis must divide, by the name a person knows: {"attention heads": 6}."""
 
+    summed: tuple[str, ...] = ()
+    """Parameters that are whole on every rank of the tensor axis but compute with a part of the activations there
+    (see `find_between`): their gradients are added over it."""
+
     links: Links | None = None
     """Where a model without `order` may be cut into stages (see `find_links`)."""
 
     units: tuple[str, ...] = ()
     """Globs of modules that become one FSDP unit each (gathered and freed together). Empty: the members of
     `order` that have parameters."""
+
+    head: str = ""
+    """The linear layer that gives the logits; "": not known. What it may share with an embedding is `embedding`."""
+
+    embedding: str = ""
+    """The embedding whose weight is the head's too; "": none."""
+
+    attention: Literal["causal", "full"] | None = None
+    """How tokens see each other, where they do nowhere but in `scaled_dot_product_attention` and positions are told
+    from outside (`sequence_place`, `position_ids`): then sequences [rows, tokens, …] may be cut (context axis)."""
+
+    uncut: str = ""
+    """Without `attention`: why sequences cannot be cut, where that is known."""
 
     @property
     def cuts(self) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ from ..errors import ConfigError
 
 AXES = ("pipeline", "replicate", "shard", "context", "tensor")
 DATA_AXES = ("replicate", "shard")
+"""Ranks along these have different rows."""
+TOKEN_AXES = (*DATA_AXES, "context")
+"""Ranks along these have different tokens: losses and gradients add up over them."""
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -20,7 +23,7 @@ def degrees_for(degrees: Mapping[str, int], world: int) -> dict[str, int]:
     """All five degrees, checked against the number of ranks.
 
     degrees: axis → degree; axes left out are 1.   world: ranks that run.
-    raises:  ConfigError for an unknown axis, a degree below 1, a product that is not `world`, and context > 1.
+    raises:  ConfigError for an unknown axis, a degree below 1, a product that is not `world`.
     """
     unknown = [name for name in degrees if name not in AXES]
     if unknown:
@@ -29,11 +32,6 @@ def degrees_for(degrees: Mapping[str, int], world: int) -> dict[str, int]:
     for axis, degree in full.items():
         if type(degree) is not int or degree < 1:
             raise ConfigError(f"parallel.{axis}={degree!r}: want an integer, 1 (off) or more")
-    if full["context"] > 1:
-        raise ConfigError(
-            f"parallel.context={full['context']}: context parallelism comes later; "
-            "set context=1 and use shard or tensor to make room for long inputs"
-        )
     needed = prod(full.values())
     if needed != world:
         named = " × ".join(f"{axis}={degree}" for axis, degree in full.items() if degree > 1) or "one process"
@@ -60,6 +58,8 @@ class Mesh:
     """All five axes, degree 1 included: FSDP and TP want a common parent."""
     data_mesh: DeviceMesh | None = field(default=None, compare=False)
     """replicate × shard as one axis, where both are above 1: one all-reduce instead of two."""
+    weights_mesh: DeviceMesh | None = field(default=None, compare=False)
+    """The one axis that weights are cut over: shard, context, or both flattened into one."""
     _groups: dict[tuple[str, ...], list[dist.ProcessGroup]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -80,6 +80,9 @@ class Mesh:
         root = init_device_mesh(device.type, tuple(full.values()), mesh_dim_names=AXES)
         both = full["replicate"] > 1 and full["shard"] > 1
         data_mesh = root[DATA_AXES]._flatten("data") if both else None
+        cut_by = [axis for axis in ("shard", "context") if full[axis] > 1] or ["shard"]
+        name = "_".join(cut_by)
+        weights_mesh = root[name] if len(cut_by) == 1 else root[tuple(cut_by)]._flatten(name)
         return cls(
             pipeline=full["pipeline"],
             replicate=full["replicate"],
@@ -91,6 +94,7 @@ class Mesh:
             device=device,
             root=root,
             data_mesh=data_mesh,
+            weights_mesh=weights_mesh,
         )
 
     @property
@@ -122,6 +126,17 @@ class Mesh:
         """Which of these pieces is read here."""
         here = self.coordinates
         return here["replicate"] * self.shard + here["shard"]
+
+    @property
+    def weight_coordinates(self) -> dict[str, int]:
+        """Index of this rank on each axis along which ranks of a stage hold other parts of weights, or copies."""
+        here = self.coordinates
+        if min(self.shard, self.context) == 1:
+            return {axis: here[axis] for axis in ("shard", "context", "tensor")}
+        return {
+            "shard_context": here["shard"] * self.context + here["context"],
+            "tensor": here["tensor"],
+        }
 
     @property
     def first_stage(self) -> bool:

@@ -32,6 +32,8 @@ class NativeEngine:
         stages: Sequence[Sequence[str]] | None = None,
         costs: Sequence[float] | None = None,
         offload: bool = False,
+        sequence_parallel: bool = False,
+        loss_parallel: bool = False,
     ) -> None:
         """Spread `model` (whole, equal on all ranks or made so) over `mesh`; it is taken over, do not use it after.
 
@@ -39,6 +41,8 @@ class NativeEngine:
         microbatches: pieces of a step, run one after the other (without pipeline: gradient accumulation with
         one reduction).   schedule, stages, costs: pipeline only, see `pipeline` and `split`.
         offload: shards live in host memory (needs mesh.shard above 1).
+        sequence_parallel, loss_parallel: tensor axis only: between divided layers each of its ranks has a part of the
+        tokens; outputs stay divided over the classes, as a DTensor.
         raises: ConfigError for what the mesh and the model cannot do together, before anything has run.
         """
         if type(microbatches) is not int or microbatches < 1:
@@ -50,15 +54,18 @@ class NativeEngine:
             model.to(mesh.device)
         self.parts: list[nn.Module] = [model]
         self._whole, self.now, self._pipeline = [WholeModel(model)], InHand(), None
+        summed: set[str] = set()
         if mesh.world > 1:
             from .spread import spread  # its imports take a second that one process need not spend
 
             settings: Any = {"schedule": schedule, "stages": stages, "costs": costs, "offload": offload}
+            settings |= {"sequence_parallel": sequence_parallel, "loss_parallel": loss_parallel}
             here = spread(model, layout, mesh, microbatches=microbatches, **settings)
             self.parts, self._whole = here.parts, here.wholes
-            self.now, self._pipeline = here.now, here.pipeline
+            self.now, self._pipeline, summed = here.now, here.pipeline, here.summed
         self._first = self._whole[0]
         self._parameters = self._owned()
+        self._summed = [p for name, p in self._parameters.items() if name in summed]
 
     def _owned(self) -> dict[str, nn.Parameter]:
         """What is held here; a tied parameter is its owner's only, stages that follow have it on loan."""
@@ -135,6 +142,14 @@ class NativeEngine:
             total = self._accumulate(columns, valid, inputs, loss, global_rows)
         for whole in self._whole:
             whole.finish()
+        if self.mesh.tensor > 1 and self._pipeline is None:
+            from .tensor import cut_gradients
+
+            cut_gradients(self._parameters.values())
+        if self._summed:
+            from .tensor import sum_parts
+
+            sum_parts(self._summed, self.mesh)
         return total.detach()
 
     def _forward_loss(self, columns: Any, valid: Tensor | None, inputs: Inputs, loss: Loss) -> Tensor:

@@ -13,6 +13,7 @@ from torch.distributed.pipelining.schedules import _Action
 from torch.distributed.pipelining.schedules import _ComputationType as _Kind
 
 from ..errors import ConfigError
+from .context import shapes_only
 from .layout import Layout
 from .linked import LinkedShadow, sendable
 from .mesh import Mesh
@@ -20,6 +21,7 @@ from .microbatches import InHand, Piece, cut
 from .schedules import SCHEDULES, STAGES_PER_RANK, check_schedule, home_of_outputs, stages_of
 from .shadow import Shadow, share_tensors
 from .split import balanced, by_hand, parameter_costs
+from .tensor import cut_gradients
 from .ties import Followers
 
 
@@ -207,6 +209,9 @@ class Pipeline:
         args = (x,) if self._mesh.first_stage else ()
         number = torch.arange(self._microbatches)  # the "target": which micro-batch the loss is of
         schedule.step(*args, target=number, losses=losses, return_outputs=False)
+        if self._mesh.tensor > 1:
+            for part in self._parts:
+                cut_gradients(part.parameters())
         if self.followers is not None:
             self.followers.give_back()
         self._step = _Step([], None)
@@ -267,7 +272,8 @@ class Pipeline:
         would find it by running the stages on real and on uninitialised memory, which ruins running averages."""
         half = self._parts[0].__dict__.get("computes_in")
         narrow = nullcontext() if half is None else torch.autocast(self._mesh.device.type, dtype=half)
-        with torch.set_grad_enabled(with_loss), narrow:
+        pieces = shapes_only(self._mesh.context) if self._mesh.context > 1 else nullcontext()
+        with torch.set_grad_enabled(with_loss), narrow, pieces:
             flow = self._shadow.run(inputs) if isinstance(self._shadow, LinkedShadow) else self._shadow.run(x)
         cuts = [x, *(flow[end] for end in self._ends)]
         edges = [

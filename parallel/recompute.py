@@ -1,6 +1,5 @@
 """Activation checkpointing: blocks keep their input only and run again when the backward needs what is inside."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
@@ -15,9 +14,10 @@ from .layout import Layout
 
 
 def blocks_of(model: nn.Module, layout: Layout) -> list[str]:
-    """The repeated blocks of `model`, in its order: of the modules that the layout names those of the commonest class.
+    """The repeated blocks of `model`, in its order: of the modules that the layout names those of one class.
 
-    Without any names in the layout, or where no class of them comes twice: all that have parameters.
+    It is the class that comes twice or more and has most parameters. Without any names in the layout, or where no class
+    of them comes twice: all that have parameters.
     """
     named = set(layout.cuts)
     members = [
@@ -27,10 +27,15 @@ def blocks_of(model: nn.Module, layout: Layout) -> list[str]:
         and (name in named or any(fnmatchcase(name, glob) for glob in layout.units))
         and any(True for _ in module.parameters())
     ]
-    kinds = Counter(type(model.get_submodule(name)).__name__ for name in members)
-    if not kinds or (most := kinds.most_common(1)[0])[1] < 2:
+    kinds: dict[str, list[str]] = {}
+    for name in members:
+        kinds.setdefault(type(model.get_submodule(name)).__name__, []).append(name)
+    repeated = [names for names in kinds.values() if len(names) > 1]
+    if not repeated:
         return members
-    return [name for name in members if type(model.get_submodule(name)).__name__ == most[0]]
+    return max(
+        repeated, key=lambda names: sum(p.numel() for n in names for p in model.get_submodule(n).parameters())
+    )
 
 
 def recomputed(model: nn.Module, layout: Layout, every: int) -> list[str]:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .batchnorm import make_global
+from .context import divide_sequences, refuse_whole_sequences
 from .data_parallel import Replicas, WholeModel, same_start
 from .layout import Layout
 from .materialise import give_room, is_shapes
 from .mesh import Mesh
 from .microbatches import InHand
-from .tensor import divide, open_after, resolve_plan
+from .recompute import blocks_of
+from .split_tokens import inside, live_blocks, refuse_finer, split_parameters, split_tokens
+from .tensor import divide, gathered_of, open_after, resolve_plan
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -31,6 +34,25 @@ class Spread:
     wholes: list[WholeModel]
     now: InHand
     pipeline: Pipeline | None
+    summed: set[str]
+    """Parameters whose gradients the tensor axis adds up."""
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """How every part is cut."""
+
+    plan: dict[str, str]
+    gathered: set[str]
+    layout: Layout
+    blocks: list[str]
+    parts_of_tokens: list[str]
+    parts_of_classes: str
+
+    def summed(self, parts: list[nn.Module]) -> set[str]:
+        """Parameters that compute with a part of what flows: of the features, or of the tokens."""
+        split = [split_parameters(part, self.plan, self.parts_of_tokens) for part in parts]
+        return set(self.layout.summed).union(*split)
 
 
 def spread(
@@ -43,14 +65,27 @@ def spread(
     stages: Any,
     costs: Any,
     offload: bool = False,
+    sequence_parallel: bool = False,
+    loss_parallel: bool = False,
 ) -> Spread:
     """Take `model` apart for this rank. Everything that can be wrong is found before anything is communicated."""
+    layout = refuse_finer(model, layout, mesh.tensor, sequence=sequence_parallel, loss=loss_parallel)
     plan = resolve_plan(model, layout, mesh.tensor) if mesh.tensor > 1 else {}
-    opened = open_after(model, layout.cuts or tuple(name for name, _ in model.named_children()), plan)
-    gathered = set(next(reversed(opened.values()), []))  # columns that no row makes whole again
+    if mesh.context > 1:
+        refuse_whole_sequences(model, layout.attention, layout.uncut, mesh.context)
+    opened = open_after(model, layout.cuts, plan)
+    blocks = blocks_of(model, layout)
+    cuts = _Cuts(
+        plan,
+        gathered_of(model, layout, plan),
+        layout,
+        blocks,
+        blocks if sequence_parallel else [],
+        layout.head if loss_parallel else "",
+    )
     if mesh.pipeline == 1:
-        now, pipeline, parts = make_global(model, mesh), None, [model]
-        return Spread(parts, [_finish(model, plan, gathered, layout, mesh, offload)], now, pipeline)
+        now = make_global(model, mesh)
+        return Spread([model], [_finish(model, cuts, mesh, offload)], now, None, cuts.summed([model]))
     from .linked import LinkedShadow, make_linked_part
     from .pipeline import Pipeline, make_part, plan_stages, users_of
     from .schedules import stages_of
@@ -86,7 +121,7 @@ def spread(
                 own_copy(part, tie)
         parts.append(part)
         elsewhere.append(absent)
-    wholes = [_finish(part, plan, gathered, layout, mesh, offload) for part in parts]
+    wholes = [_finish(part, cuts, mesh, offload) for part in parts]
     followers = None
     if ties:
         homes = {stage: rank for rank, held in enumerate(ranks) for stage in held}
@@ -107,21 +142,25 @@ def spread(
         elsewhere=None if linked is None else elsewhere,
         followers=followers,
     )
-    return Spread(parts, wholes, now, pipeline)
+    return Spread(parts, wholes, now, pipeline, cuts.summed(parts))
 
 
-def _finish(
-    part: nn.Module, plan: dict[str, str], gathered: set[str], layout: Layout, mesh: Mesh, offload: bool
-) -> WholeModel:
+def _finish(part: nn.Module, cuts: _Cuts, mesh: Mesh, offload: bool) -> WholeModel:
     shapes = is_shapes(part)
     if not shapes:
         same_start(part, mesh)
-    divide(part, plan, gathered, mesh)
-    sharded = mesh.shard > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1)
+    if mesh.context > 1:
+        divide_sequences(part, cuts.blocks, mesh)
+    live = live_blocks(part, cuts.parts_of_tokens)
+    if live:
+        held = {name: style for name, style in cuts.plan.items() if inside(name, live)}
+        split_tokens(part, held, live, mesh.axes("tensor"))
+    divide(part, cuts.plan, cuts.gathered, mesh, parts_of_tokens=live, parts_of_classes=cuts.parts_of_classes)
+    sharded = mesh.shard * mesh.context > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1)
     if sharded:
         from .fully_sharded import shard_parameters
 
-        shard_parameters(part, layout, mesh, keep_whole_in_step=mesh.pipeline > 1, offload=offload)
+        shard_parameters(part, cuts.layout, mesh, keep_whole_in_step=mesh.pipeline > 1, offload=offload)
     if shapes:
         give_room(part, mesh.device, offload=offload)
     if sharded:

@@ -1,14 +1,19 @@
 """Tensor parallelism: matrices divided by columns (output features) or rows (input features) over one axis."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any, TypeGuard
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .layout import TENSOR_STYLES, Layout
 from .mesh import Mesh
+from .split_tokens import inside
+from .whole import is_divided
 
 
 def resolve_plan(model: nn.Module, layout: Layout, degree: int) -> dict[str, str]:
@@ -58,6 +63,8 @@ def _check_modules(
             features = module.out_features if style == "column" else module.in_features
         elif isinstance(module, nn.Embedding):
             features = module.embedding_dim if style == "column" else module.num_embeddings
+        elif is_transposed(module):
+            features = module.nf if style == "column" else module.nx
         else:
             raise ConfigError(
                 f"tensor plan: {name} is a {type(module).__name__}; only Linear and Embedding can be divided"
@@ -68,11 +75,21 @@ def _check_modules(
                 f"parallel.tensor={degree} does not divide the {features} {side} features of {name}"
             )
         tied = sorted({o for p in module.parameters(recurse=False) for o in owners[id(p)]} - {name})
-        if tied:
+        if tied and not all(_by_rows(modules[one], plan.get(one)) for one in (name, *tied)):
             raise ConfigError(
                 f"tensor plan: {name} shares a parameter with {', '.join(tied)}; a divided parameter cannot be "
                 "tied; untie them or leave the module out of the plan"
             )
+
+
+def is_transposed(module: nn.Module) -> TypeGuard[Any]:
+    """Whether `module` is transformers' Conv1D, a linear layer whose weight is [in, out]; by its form alone."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
+
+
+def _by_rows(module: nn.Module, style: str | None) -> bool:
+    """Whether the first dim of its weight is divided, as that of a head and of the embedding that it is tied to."""
+    return style == ("row" if isinstance(module, nn.Embedding) else "column") and not is_transposed(module)
 
 
 def _inside(model: nn.Module, name: str) -> Iterator[str]:
@@ -98,16 +115,26 @@ def open_after(model: nn.Module, order: tuple[str, ...], plan: dict[str, str]) -
     return after
 
 
-def divide(part: nn.Module, plan: dict[str, str], gathered: set[str], mesh: Mesh) -> None:
+def divide(
+    part: nn.Module,
+    plan: dict[str, str],
+    gathered: set[str],
+    mesh: Mesh,
+    *,
+    parts_of_tokens: Sequence[str] = (),
+    parts_of_classes: str = "",
+) -> None:
     """Divide the modules of `part` in place over mesh.tensor; names of the plan that it lacks are passed over.
 
     gathered: column modules whose output is made whole again at once (a head whose logits the loss wants).
+    parts_of_tokens: blocks whose row layers give each rank its part of the tokens (see `split_tokens`).
+    parts_of_classes: the head, if its logits stay divided, as a DTensor.
     Parameters of other modules stay plain tensors, equal on all ranks of the axis, with equal gradients.
     cost: per pair of column and row, one all-reduce of activations forward and one backward.
     """
     if not plan:
         return  # and nothing is imported for it
-    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         ParallelStyle,
@@ -115,23 +142,82 @@ def divide(part: nn.Module, plan: dict[str, str], gathered: set[str], mesh: Mesh
         parallelize_module,
     )
 
+    from .transposed import TransposedColumn, TransposedRow
+
     styles: dict[str, ParallelStyle] = {}
     for name, style in plan.items():
         try:
             module = part.get_submodule(name)
         except AttributeError:
             continue  # inside a module of another stage
-        if not isinstance(module, nn.Linear | nn.Embedding) or module._parameters.get("weight") is None:
+        turned = is_transposed(module)
+        if not (turned or isinstance(module, nn.Linear | nn.Embedding)) or not _has_weight(module):
             continue  # another stage's: an Identity here, or without its weight
         if style == "column":
-            styles[name] = ColwiseParallel(output_layouts=Replicate() if name in gathered else None)
+            kind = TransposedColumn if turned else ColwiseParallel
+            whole = name in gathered and name != parts_of_classes
+            styles[name] = kind(
+                output_layouts=Replicate() if whole else None, use_local_output=name != parts_of_classes
+            )
         elif isinstance(module, nn.Embedding):
             styles[name] = RowwiseParallel(input_layouts=Replicate())
         else:
-            styles[name] = RowwiseParallel()
+            kind = TransposedRow if turned else RowwiseParallel
+            styles[name] = kind(output_layouts=Shard(1) if inside(name, parts_of_tokens) else None)
     if styles:
+        ties = _ties(part, styles)
         with _alone([part.get_submodule(name) for name in styles]):
             parallelize_module(part, mesh.axes("tensor"), styles)
+        for first, others in ties.items():
+            for name in others:
+                part.get_submodule(name).register_parameter("weight", part.get_submodule(first).weight)  # pyright: ignore[reportArgumentType]
+
+
+def _ties(part: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Of layers that share a weight, the first → the others: each is divided apart, into equal parts."""
+    found: dict[int, list[str]] = {}
+    for name in names:
+        found.setdefault(id(part.get_submodule(name).weight), []).append(name)
+    return {held[0]: held[1:] for held in found.values()}
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return module._parameters.get("weight") is not None
+
+
+def gathered_of(model: nn.Module, layout: Layout, plan: dict[str, str]) -> set[str]:
+    """The columns that no row makes whole again: their output is gathered at once."""
+    opened = open_after(model, layout.cuts or tuple(name for name, _ in model.named_children()), plan)
+    return set(next(reversed(opened.values()), []))
+
+
+@torch.no_grad()
+def cut_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give each gradient its parameter's parts: DTensor leaves that of a word-divided embedding whole on every rank."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None or not is_divided(parameter) or not is_divided(gradient):
+            continue
+        if gradient.placements != parameter.placements:
+            parameter.grad = gradient.redistribute(placements=parameter.placements)
+
+
+@torch.no_grad()
+def sum_parts(parameters: Iterable[nn.Parameter], mesh: Mesh) -> None:
+    """Add the gradients of these parameters over the tensor axis: each rank has that of its part of the activations.
+
+    cost: one all-reduce of them all for each of their dtypes.
+    """
+    found: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local = parameter.grad.to_local() if is_divided(parameter.grad) else parameter.grad
+            found.setdefault(local.dtype, []).append(local)
+    for gradients in found.values():
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat, group=mesh.axes("tensor").get_group())
+        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(piece.view_as(gradient))
 
 
 @contextmanager

@@ -21,3 +21,8 @@ THEN = {
     "shard=2 x tensor=2": "pipeline=2 x shard=2",
     "pipeline=2 x shard=2 x tensor=2": "shard=3",
 }
+# Of models with sequences: a run begins on the first and goes on on the second.
+CONTEXT_MESHES: dict[str, dict[str, int]] = {
+    "context=2": {"context": 2},
+    "shard=2 x context=2": {"shard": 2, "context": 2},
+}

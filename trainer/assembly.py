@@ -23,6 +23,7 @@ from ..compression.keep import between_keepers
 from ..compression.replay import PlanEntry
 from ..errors import ConfigError
 from ..parallel import AXES, Engine, Layout, Mesh
+from ..parallel.engine import Inputs
 from ..parallel.whole import scatter
 from .config import PhaseConfig, RunConfig
 from .engines import make_engine, views_of
@@ -30,6 +31,7 @@ from .gradients import PARTS
 from .models import BuiltModel, build_model
 from .moving import Moving
 from .optimizers import build_optimizer
+from .sequences import inputs_on
 from .tasks import Task, task_for
 from .teacher import Teachers
 from .teacher_fit import fit
@@ -50,6 +52,7 @@ class Assembly:
     optimizer: torch.optim.Optimizer
     chain: Chain
     task: Task
+    inputs: Inputs
     plan: list[PlanEntry]
     names: list[str]  # all parameters of the whole model, in its order
     moving: Moving | None = None
@@ -159,6 +162,8 @@ def assemble(
     parallel = config.parallel
     built = built.cuttable() if mesh.pipeline > 1 else built
     layout = layout_of(built, config, plan)
+    if mesh.tensor > 1:
+        layout = with_sums(built, layout, mesh.tensor)
     engine = make_engine(
         config,
         phase,
@@ -182,6 +187,7 @@ def assemble(
         optimizer=masters.optimizer if masters is not None else make_optimizer(config, phase, weights),
         chain=make_chain(config, techniques, weights, mesh, facts, task, engine, steps=steps),
         task=task,
+        inputs=inputs_on(task, layout.attention, mesh),
         plan=list(plan),
         names=names,
         moving=Moving(engine, weights, mesh) if masters is not None else None,
@@ -263,6 +269,18 @@ def layout_of(built: BuiltModel, config: RunConfig, plan: Sequence[PlanEntry]) -
         if any(fnmatchcase(name, glob) for glob in layout.tensor_plan)
     }
     return replace(layout, divisible={**layout.divisible, **cut})
+
+
+def with_sums(built: BuiltModel, layout: Layout, degree: int) -> Layout:
+    """`layout` with the parameters whose gradients are added over a tensor axis of this degree."""
+    from ..parallel.tensor import gathered_of, resolve_plan
+
+    cut = resolve_plan(built.module, layout, degree)
+    if built.input_shape is None:
+        return layout
+    return replace(
+        layout, summed=built.summed(cut, degree, frozenset(gathered_of(built.module, layout, cut)))
+    )
 
 
 def make_optimizer(config: RunConfig, phase: PhaseConfig, weights: Sequence[Weight]) -> torch.optim.Optimizer:

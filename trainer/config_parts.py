@@ -137,13 +137,18 @@ class ParallelConfig(Part):
     replicate: Derived = 1
     """Whole copies of the model (DDP); auto: as many as there are ranks for, anew at each start."""
     shard: Derived = 1
-    """Pieces that weights, gradients and moments are cut into (FSDP2); auto: as for replicate."""
+    """Pieces that weights, gradients and moments are cut into (FSDP2), with `context` into shard × context; auto: as
+    for replicate."""
     tensor: Count = 1
     """Pieces that single layers are cut into."""
+    sequence_parallel: bool = False
+    """With `tensor`: between cut layers each rank has a part of the tokens, which takes less memory."""
+    loss_parallel: bool = False
+    """With `tensor`: the layer that gives the logits is cut by classes, and logits are never gathered in training."""
     pipeline: Count = 1
     """Groups of ranks that hold consecutive parts of the model."""
     context: Count = 1
-    """Pieces that sequences are cut into."""
+    """Pieces that sequences are cut into; attention sees the keys and values of the whole."""
     schedule: Literal[
         "gpipe", "1f1b", "interleaved1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv", "dualpipev"
     ] = "1f1b"
@@ -182,6 +187,11 @@ class ParallelConfig(Part):
     def ranks(self) -> int:
         """Processes that the degrees need; with auto at least so many, or a multiple of them."""
         return math.prod(self.degrees.values())
+
+    @property
+    def weight_pieces(self) -> int:
+        """Shards of each weight on a stage: shard × context."""
+        return self.shard * self.context
 
     @property
     def data_ranks(self) -> int:

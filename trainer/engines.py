@@ -11,7 +11,6 @@ from ..parallel import Engine, Layout, Mesh, NativeEngine
 from ..parallel.compiled import compile_blocks, compiled
 from ..parallel.recompute import recompute, recomputed
 from .config import PhaseConfig, RunConfig
-from .gradients import PARTS
 from .moving import kept_weights
 from .optimizers import build_optimizer
 from .precision import compute_in, compute_modules_in, modules_of
@@ -79,6 +78,8 @@ def make_engine(
         stages=parallel.stages,
         costs=costs,
         offload=parallel.offload,
+        sequence_parallel=parallel.sequence_parallel,
+        loss_parallel=parallel.loss_parallel,
     )
     for part in engine.parts:
         compute_modules_in(part, apart, mesh.device)
@@ -93,7 +94,7 @@ def views_of(engine: Engine, mesh: Mesh) -> list[Weight]:
     """Shard views of the engine's trainable parameters."""
     coordinates = engine.coordinates
     if coordinates is None:
-        coordinates = {axis: mesh.coordinates[axis] for axis in PARTS if axis != "pipeline"}
+        coordinates = mesh.weight_coordinates
     if engine.masters is not None:
         return kept_weights(engine, coordinates)
     return weights_of(engine.parameters(), coordinates)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from ..parallel import Mesh
+from ..parallel import TOKEN_AXES, Mesh
 from .assembly import Assembly
 from .data import RunData
 from .metrics import Meter
+from .sequences import cut_batch
 
-_ROWS_DIFFER = ("pipeline", "replicate", "shard")
+_OTHER_ITEMS = ("pipeline", *TOKEN_AXES)
 
 
 def evaluate(assembly: Assembly, data: RunData, mesh: Mesh, metrics: tuple[str, ...]) -> dict[str, float]:
@@ -19,11 +20,12 @@ def evaluate(assembly: Assembly, data: RunData, mesh: Mesh, metrics: tuple[str, 
     for part in engine.parts:
         part.eval()
     try:
-        for batch in data.test:
-            outputs = engine.forward(batch.columns, task.inputs)
+        for whole in data.test:
+            batch = cut_batch(whole, task, mesh)
+            outputs = engine.forward(batch.columns, assembly.inputs)
             if outputs is not None:
                 meter.update(outputs, batch.columns, batch.valid)
     finally:
         for part in engine.parts:
             part.train()
-    return meter.result(mesh.reduce(meter.sums(), "sum", _ROWS_DIFFER))
+    return meter.result(mesh.reduce(meter.sums(), "sum", _OTHER_ITEMS))

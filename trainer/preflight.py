@@ -18,6 +18,7 @@ from .config_errors import config_error
 from .config_file import Origins
 from .models import BuiltModel
 from .preflight_activations import working_bytes
+from .preflight_context import check_context
 from .preflight_export import check_export
 from .preflight_levers import check_levers, check_levers_on
 from .preflight_memory import (
@@ -122,6 +123,7 @@ def refuse(config: RunConfig, ranks: int, source: Source) -> None:
     if built is not None:
         check_metrics(config, built.task, found)
         check_levers_on(built, config, found)
+        check_context(config, built, found)
         plan = check_tensor(config, built, found)
         check_pipeline(config, built, plan, found)
         classroom = Classroom(config, built, source, found)
@@ -193,6 +195,7 @@ def _with_model(
 ) -> Report:
     check_metrics(config, built.task, found)
     check_levers_on(built, config, found)
+    check_context(config, built, found)
     plan = check_tensor(config, built, found)
     stages = check_pipeline(config, built, plan, found)
     held = held_by_fullest_rank(config, built, plan, stages)
@@ -227,9 +230,11 @@ def _activations(
     try:
         if parallel.pipeline == 1:
             again = parallel.microbatches > 1
-            kept = 1.0 if again and keeps_whole_gradients(config) else 1.0 / parallel.shard
-            return working_bytes(config, built, rows, source, kept=kept, again=again)
-        return activation_bytes(built, rows, recompute=parallel.recompute)
+            kept = 1.0 if again and keeps_whole_gradients(config) else 1.0 / parallel.weight_pieces
+            whole = working_bytes(config, built, rows, source, kept=kept, again=again)
+        else:
+            whole = activation_bytes(built, rows, recompute=parallel.recompute)
+        return math.ceil(whole / parallel.context)
     except Exception as error:  # whatever a model does on shapes alone: the other numbers still hold
         found.note(f"activations are not in the table, the model does not run on shapes alone: {error}")
     return None

@@ -70,10 +70,10 @@ def _check_recompute(config: RunConfig, found: Found) -> None:
         )
     if not parallel.recompute:
         return
-    if looking := _looking(config):
+    if names := looking(config):
         found.problem(
             ("parallel", "recompute"),
-            f"given {parallel.recompute}, but {looking} may look at activations, and blocks "
+            f"given {parallel.recompute}, but {names} may look at activations, and blocks "
             "that run again would show them twice; use recompute: 0, and more micro-batches to save memory",
         )
     if parallel.recompute_keep and parallel.pipeline > 1 and SCHEDULES[parallel.schedule].splits:
@@ -88,10 +88,10 @@ def _check_compile(config: RunConfig, found: Found) -> None:
     parallel, key = config.parallel, ("parallel", "compile")
     if not parallel.compile or parallel.engine != "native":
         return
-    if looking := _looking(config):
+    if names := looking(config):
         found.problem(
             key,
-            f"given true, but {looking} may look at activations inside of the blocks; use compile: false",
+            f"given true, but {names} may look at activations inside of the blocks; use compile: false",
         )
     if parallel.pipeline > 1 and SCHEDULES[parallel.schedule].splits:
         found.problem(
@@ -103,7 +103,7 @@ def _check_compile(config: RunConfig, found: Found) -> None:
         found.problem(key, "given true, but there is no C++ compiler (g++) and no triton here; install one")
 
 
-def _looking(config: RunConfig) -> str:
+def looking(config: RunConfig) -> str:
     """The techniques of the run that may look at activations."""
     found = set()
     for entry in (entry for phase in config.phases for entry in phase.techniques):

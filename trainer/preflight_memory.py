@@ -78,7 +78,7 @@ def _part(built: BuiltModel, members: list[str] | None) -> tuple[dict[str, Tenso
 
 def _local(name: str, parameter: Tensor, config: RunConfig, plan: Mapping[str, str]) -> int:
     """Elements on the first rank: FSDP2 deals whole rows, the first ranks' shards are the longest; ZeRO elements."""
-    shard, tensor = config.parallel.shard, config.parallel.tensor
+    shard, tensor = config.parallel.weight_pieces, config.parallel.tensor
     shape, divided = list(parameter.shape), plan.get(name.rpartition(".")[0])
     if tensor > 1 and divided is not None and not (divided == "row" and len(shape) < 2):
         shape[0 if divided == "column" else 1] //= tensor  # a row-divided layer's bias is whole
@@ -151,13 +151,13 @@ def estimate(
 def keeps_whole_gradients(config: RunConfig) -> bool:
     """Whether FSDP2 adds up whole gradients over micro-batches, and divides them at the last one."""
     parallel = config.parallel
-    return parallel.shard > 1 and parallel.microbatches > 1 and not divides_flat(config)
+    return parallel.weight_pieces > 1 and parallel.microbatches > 1 and not divides_flat(config)
 
 
 def divides_flat(config: RunConfig) -> bool:
     """Whether DeepSpeed's ZeRO holds the weights."""
     parallel = config.parallel
-    return parallel.shard > 1 and (
+    return parallel.weight_pieces > 1 and (
         parallel.engine == "deepspeed" or (parallel.engine == "accelerate" and zero_stage(config) is not None)
     )
 
@@ -177,7 +177,7 @@ def zero_stage(config: RunConfig) -> int | None:
 def _of_engine(config: RunConfig, built: BuiltModel, held: Held) -> list[MemoryRow]:
     """What the engine holds for itself beside shards of weights, gradients and moments."""
     parallel = config.parallel
-    if parallel.shard == 1:
+    if parallel.weight_pieces == 1:
         return []
     whole = sum(p.numel() for p in built.module.parameters()) // max(parallel.pipeline * parallel.tensor, 1)
     if divides_flat(config):

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..parallel import Mesh
 from ..parallel.schedules import SCHEDULES, STAGES_PER_RANK
 from ..parallel.split import module_costs
-from ..parallel.tensor import open_after, resolve_plan
+from ..parallel.tensor import gathered_of, open_after, resolve_plan
 from .config import RunConfig, TechniqueConfig
 from .config_errors import Path, Problem, keys_at, nearest
 from .models import BuiltModel
@@ -54,14 +54,9 @@ class Found:
 
 
 def check_mesh(config: RunConfig, ranks: int, found: Found) -> None:
-    """Engine, context axis, and the product of the degrees."""
+    """Engine, and the product of the degrees."""
     parallel = config.parallel
     check_engine(config, found.problem)
-    if parallel.context > 1:
-        message = (
-            "context parallelism is not in this version; use context: 1, and shard or tensor to make room"
-        )
-        found.problem(("parallel", "context"), f"given {parallel.context}; {message}")
     if parallel.ranks != ranks:
         used = [f"{axis} {degree}" for axis, degree in parallel.degrees.items() if degree > 1] or [
             "one process"
@@ -102,15 +97,21 @@ def check_batch(config: RunConfig, rows: int | None, found: Found) -> None:
 
 def check_tensor(config: RunConfig, built: BuiltModel, found: Found) -> dict[str, str]:
     """The model's (or the config's) tensor plan on this degree; returns module → column or row."""
+    from .preflight_finer import check_finer
+
     parallel, layout = config.parallel, built.layout
-    if parallel.tensor == 1:
-        return {}
     key = "tensor" if parallel.tensor_plan is None else "tensor_plan"
     if parallel.tensor_plan is not None:
         # The numbers that must be divisible belong to the model's own plan; with another one, features decide.
-        layout = type(layout)(order=layout.order, tensor_plan=dict(parallel.tensor_plan), units=layout.units)
+        layout = replace(layout, tensor_plan=dict(parallel.tensor_plan), divisible={})
+    layout = check_finer(config, built, layout, found)
+    if parallel.tensor == 1:
+        return {}
     try:
-        return resolve_plan(built.module, layout, parallel.tensor)
+        plan = resolve_plan(built.module, layout, parallel.tensor)
+        if built.input_shape is not None:
+            built.summed(plan, parallel.tensor, frozenset(gathered_of(built.module, layout, plan)))
+        return plan
     except ConfigError as error:
         found.refused(("parallel", key), error)
     return {}

@@ -46,6 +46,8 @@ def traffic(
     """
     parallel = config.parallel
     found = []
+    if parallel.context > 1:
+        found.append(_context(config, built, rows))
     if parallel.pipeline > 1 or parallel.tensor > 1:
         sizes = module_sizes(config, built, rows)
         if parallel.pipeline > 1:
@@ -55,7 +57,7 @@ def traffic(
     if parallel.replicate > 1:
         count = math.ceil(2 * 4 * held.total * _others(parallel.replicate))
         found.append(TrafficRow(axis="replicate", bytes=count, how="all-reduce of the gradients"))
-    if parallel.shard > 1:
+    if parallel.weight_pieces > 1:
         found.append(_shard(config, built, held))
     return tuple(found)
 
@@ -84,9 +86,41 @@ def module_sizes(config: RunConfig, built: BuiltModel, rows: int) -> dict[str, t
     return sizes
 
 
+def _context(config: RunConfig, built: BuiltModel, rows: int) -> TrafficRow:
+    parallel = config.parallel
+    each = sum(attended_bytes(built, rows)) * (0.5 if config.precision != "fp32" else 1.0)
+    gathers = 2 + bool(parallel.recompute) / max(parallel.recompute, 1)
+    share = _others(parallel.context) * parallel.microbatches / (parallel.pipeline * parallel.tensor)
+    how = "keys and values gathered forward, their gradients scattered backward; as if the stages had equally many"
+    return TrafficRow(axis="context", bytes=math.ceil(each * gathers * share), how=how)
+
+
+def attended_bytes(built: BuiltModel, rows: int) -> list[int]:
+    """Bytes of keys and values of each attention of `rows` rows, in float32."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn.functional import scaled_dot_product_attention
+    from torch.overrides import TorchFunctionMode
+
+    found: list[int] = []
+
+    class Look(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is scaled_dot_product_attention:
+                found.append(args[1].nbytes + args[2].nbytes)
+            return func(*args, **(kwargs or {}))
+
+    model = copy.deepcopy(built.module)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), Look():
+        model.to_empty(device="cpu")
+        model(*built.example(rows))
+    return found
+
+
 def _shard(config: RunConfig, built: BuiltModel, held: Held) -> TrafficRow:
     parallel = config.parallel
-    each = 4 * held.total * (parallel.shard - 1)  # of one gather or scatter of everything that is held here
+    each = (
+        4 * held.total * (parallel.weight_pieces - 1)
+    )  # of one gather or scatter of everything that is held here
     if divides_flat(config):
         return _zero(config, each)
     if parallel.pipeline > 1:

@@ -11,15 +11,16 @@ from ..parallel import Mesh
 
 
 class StepSeeds:
-    """Seeds every generator at the start of a step from (seed, step, data rank, stage).
+    """Seeds every generator at the start of a step from (seed, step, data rank, piece of the sequence, stage).
 
-    Ranks that work on the same rows of the same stage (tensor axis) draw the same numbers, others different
+    Ranks that work on the same tokens of the same stage (tensor axis) draw the same numbers, others different
     ones. A resumed run draws what the unbroken one would have drawn, from nothing but its step.
     """
 
     def __init__(self, seed: int, mesh: Mesh, *, numpy_too: bool = False) -> None:
         stage = mesh.coordinates["pipeline"]
-        self._base = (seed * 1_000_003 + mesh.data_rank * 8191 + stage) & 0x7FFFFFFF
+        place = mesh.coordinates["context"]
+        self._base = (seed * 1_000_003 + mesh.data_rank * 8191 + place * 524_287 + stage) & 0x7FFFFFFF
         self._all = numpy_too
         self._cuda = mesh.device.type == "cuda"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..dataloading import Batch
 from ..errors import DivergenceError
-from ..parallel import DATA_AXES, Mesh
+from ..parallel import TOKEN_AXES, Mesh
 from .assembly import Assembly
 from .config import RunConfig
 from .gradients import blame, clip, diverged, global_norm
@@ -20,6 +20,7 @@ from .precision import LossScaler
 from .randomness import StepSeeds
 from .same_everywhere import Late
 from .schedules import factor
+from .sequences import cut_batch
 from .update import update_of
 
 _SKIPS_IN_A_ROW = 50  # after that many steps left out, training is broken and not just unlucky
@@ -51,6 +52,7 @@ class Steps:
 
         raises: DivergenceError naming step and parameter where the gradient is not finite.
         """
+        batch = cut_batch(batch, self.assembly.task, self._mesh)
         self._seeds.begin(global_step)
         self._set_learning_rate()  # of the step that begins: `run.step` counts it only from the next line on
         run = self.chain.run
@@ -65,7 +67,7 @@ class Steps:
         run.teacher.see(batch.rows, batch.epoch)
         columns = self.chain.add_columns(batch.columns)
         loss = self.assembly.engine.forward_backward(
-            columns, batch.valid, self.assembly.task.inputs, self._loss, global_rows=batch.global_rows
+            columns, batch.valid, self.assembly.inputs, self._loss, global_rows=batch.global_rows
         )
         self._unscale()
         self.chain.after_backward()
@@ -97,7 +99,7 @@ class Steps:
         for part in parts:
             part.eval()
         try:
-            outputs = self.assembly.engine.forward(batch.columns, task.inputs, batch.valid)
+            outputs = self.assembly.engine.forward(batch.columns, self.assembly.inputs, batch.valid)
         finally:
             for part in parts:
                 part.train()
@@ -120,7 +122,7 @@ class Steps:
         if task.uniform_items_per_row is not None:
             return float(max(batch.global_rows * task.uniform_items_per_row, 1))
         count = task.count(batch.columns, batch.valid).to(torch.float64)
-        return self._mesh.reduce(count, "sum", DATA_AXES).clamp_min(1.0).float()
+        return self._mesh.reduce(count, "sum", TOKEN_AXES).clamp_min(1.0).float()
 
     def _set_learning_rate(self) -> None:
         run = self.chain.run
@@ -154,7 +156,7 @@ class Steps:
 
     def _diverged(self, loss: Tensor, global_step: int) -> DivergenceError:
         culprit = blame(self.chain.run, self.assembly.names, self._mesh)
-        total = self._mesh.reduce(loss.detach(), "sum", ("pipeline", *DATA_AXES))
+        total = self._mesh.reduce(loss.detach(), "sum", ("pipeline", *TOKEN_AXES))
         return diverged(global_step, self.assembly.phase.name, float(total), culprit)
 
     def terms(self) -> dict[str, float]:
@@ -169,12 +171,12 @@ class Steps:
             return {}
         zero = torch.zeros((), device=self._mesh.device)
         values = torch.stack([held.get(name, zero).float() for name in names])
-        values = self._mesh.reduce(values, "sum", ("pipeline", *DATA_AXES))
+        values = self._mesh.reduce(values, "sum", ("pipeline", *TOKEN_AXES))
         return dict(zip(names, values.tolist(), strict=True))
 
     def take_loss(self, steps: int) -> float:
         """Mean loss of the last ``steps`` steps over the whole mesh; starts the sum anew. Collective."""
-        total = self._mesh.reduce(self.losses, "sum", ("pipeline", *DATA_AXES))
+        total = self._mesh.reduce(self.losses, "sum", ("pipeline", *TOKEN_AXES))
         self.losses = torch.zeros_like(self.losses)
         return float(total) / max(steps, 1)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..compression.outputs import logits_of
 from ..errors import ConfigError, DataError
+from ..parallel.whole import full_tensor, is_divided
 
 IGNORED = -100  # a target that is not an item: padding, or text that is given and not to be learned
 _NOT_A_CLASS = -(
@@ -43,6 +44,10 @@ class Task(Protocol):
 
     def inputs(self, columns: Columns) -> Tensor | dict[str, Tensor]:
         """What the model is called with: one tensor, or keyword inputs."""
+        ...
+
+    def aligned(self, columns: Columns) -> Columns:
+        """The columns with targets that each logit's place has by itself, so that rows may be cut along tokens."""
         ...
 
     def predictions(
@@ -79,10 +84,18 @@ class _CrossEntropy:
         """The one column that the model takes. raises: DataError where it is missing."""
         return _column(columns, self.input_column, self.name)
 
+    def aligned(self, columns: Columns) -> Columns:
+        """As `Task.aligned`: they are."""
+        return columns
+
     def loss_sum(self, outputs: Any, columns: Columns, valid: Tensor | None) -> Tensor:
         aligned, targets = self._aligned(logits_of(outputs), columns, valid)
         if aligned.ndim != 2:
             aligned, targets = aligned.flatten(0, -2), targets.flatten()
+        if is_divided(aligned):
+            from ..parallel.vocabulary import split_cross_entropy
+
+            return split_cross_entropy(aligned, targets, self.ignored)
         return F.cross_entropy(aligned.float(), targets, ignore_index=self.ignored, reduction="sum")
 
     def count(self, columns: Columns, valid: Tensor | None) -> Tensor:
@@ -94,7 +107,7 @@ class _CrossEntropy:
     def predictions(
         self, outputs: Any, columns: Columns, valid: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        aligned, targets = self._aligned(logits_of(outputs), columns, valid)
+        aligned, targets = self._aligned(full_tensor(logits_of(outputs)), columns, valid)
         return aligned.flatten(0, -2).float(), targets.flatten(), targets.flatten().ne(self.ignored)
 
     def _aligned(self, logits: Tensor, columns: Columns, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -155,6 +168,13 @@ class TransformersTask(_CrossEntropy):
         if self.main_input not in found:
             found[self.main_input] = _column(columns, self.input_column, f"{self.name} ({self.main_input})")
         return found
+
+    def aligned(self, columns: Columns) -> Columns:
+        """As `Task.aligned`: a causal model's own tokens, one to the left."""
+        if not self._shifts(columns):
+            return columns
+        targets = F.pad(self._targets(columns, None), (0, 1), value=self.ignored)
+        return {**{name: c for name, c in columns.items() if name != "labels"}, self.target_column: targets}
 
     def _aligned(self, logits: Tensor, columns: Columns, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         # logits[:, i] predicts token i + 1: the last place has nothing to predict

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..parallel import Engine, Mesh, NativeEngine
 from .config import RunConfig
 from .precision import compute_in
+from .sequences import inputs_on
 from .tasks import task_for
 from .teacher_fit import with_plan
 from .teacher_model import Spec, teacher_model
@@ -103,7 +104,7 @@ class SpreadTeacher(Teacher):
         if self._cached:
             name = self._agreed_text(lambda: _mark(built.module, self._spec, self._config, self._facts))
             self._folder = self._config.run_folder / "teacher-cache" / name
-        self._task = task_for(built.task)
+        self._inputs = inputs_on(task_for(built.task), built.layout.attention, self._mesh)
         self._engine = spread(built, self._config, self._mesh)
         self._homes = self._find_homes(set(self._engine.modules()), self._ours)
         for want in self._wants.values():
@@ -127,7 +128,7 @@ class SpreadTeacher(Teacher):
         if self._engine is None:
             self.load()
         assert self._engine is not None
-        return self._engine.forward(columns, self._task.inputs)
+        return self._engine.forward(columns, self._inputs)
 
     def held(self, module: str) -> nn.Module | None:
         """The live module, where this rank's stage has it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,10 +52,21 @@ class Difference:
             "masks": self.masks,
         }
 
+    def or_larger(self, other: Difference) -> Difference:
+        """Of each kind the larger one of two differences."""
+        return replace(
+            self,
+            loss=max(self.loss, other.loss),
+            gradient_norm=max(self.gradient_norm, other.gradient_norm),
+            weights=max(self.weights, other.weights),
+            masks=max(self.masks, other.masks),
+        )
+
     def within(self, *, exact: bool = False, rounding: Difference | None = None) -> bool:
         """Whether the runs count as one: bit for bit, or within what float32 sums in another order give.
 
-        rounding: what one rounding error in every weight and step grows to. Where training is chaotic (a high
+        rounding: what one rounding error in every weight and step grows to, and in half precision what the same rows do
+        in other micro-batches. Where training is chaotic (a high
         rate, batch normalisation, hard pruning) every other order of sums grows as much, and no bug is needed.
         """
         if exact:

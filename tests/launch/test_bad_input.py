@@ -107,7 +107,7 @@ def test_what_ranks_find_is_said_once(config: str, words: list[str], says: str) 
             "engine deepspeed has replicate and shard alone",
         ),
         (["parallel.engine=accelerate", "parallel.pipeline=2"], "engine accelerate has replicate"),
-        (["parallel.context=2"], "context parallelism is not in this version"),
+        (["parallel.context=2"], "this model has no sequences that could be cut"),
         (["parallel.tensor=7"], "parallel.tensor=7 does not divide the model's 300 fc1 features"),
         ([*GPT, "parallel.tensor=2"], "parallel.tensor=2 does not divide the model's 3 attention heads"),
         (["parallel.pipeline=2"], "parallel.microbatches=1: 1f1b wants at least pipeline=2"),

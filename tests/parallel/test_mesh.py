@@ -15,7 +15,6 @@ from forgepress.tests.ranks import run_on_ranks
         ({"shard": 2, "tensor": 3}, 4, "shard=2 × tensor=3 needs 6 ranks, but 4 were launched"),
         ({}, 2, "one process needs 1 rank, but 2 were launched"),
         ({"replicate": 2}, 1, "but 1 was launched; change a degree or run with ranks=2"),
-        ({"context": 2}, 2, "context parallelism comes later"),
         ({"shard": 0}, 1, "parallel.shard=0: want an integer"),
         ({"tensor": True}, 1, "parallel.tensor=True: want an integer"),
         ({"tensors": 2}, 2, "parallel.tensors: no such axis; the axes are pipeline"),

@@ -4,10 +4,12 @@ import pytest
 import torch
 from forgepress.errors import ConfigError
 from forgepress.parallel import Layout, Mesh, NativeEngine
+from forgepress.parallel.between import find_between
 from forgepress.parallel.tensor import open_after, resolve_plan
 from forgepress.parallel.whole import gather
 from forgepress.tests.parallel.toys import TRANSFORMER_LAYOUT, Transformer
 from forgepress.tests.ranks import run_on_ranks
+from forgepress.trainer.models._plans import pairs_found
 from torch import nn
 from torch.nn import functional
 
@@ -86,3 +88,56 @@ def test_a_column_head_gives_whole_logits_and_a_row_embedding_is_divided_by_word
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor)
+
+
+def columns_and_rows(between: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), between, nn.Linear(6, 4))
+
+
+class Scale(nn.Module):
+    """One learned number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+PLAN = {"0": "column", "2": "row"}
+
+
+def test_what_is_learned_between_column_and_row_is_found_and_what_needs_all_features_is_refused() -> None:
+    def call(model: nn.Module, mode: object) -> object:
+        return model(torch.zeros(2, 4))
+
+    assert find_between(columns_and_rows(nn.ReLU()), PLAN, 2, call) == ()
+    assert find_between(columns_and_rows(Scale()), PLAN, 2, call) == ("1.factor",)
+    with pytest.raises(ConfigError, match="1 cannot go on with 1/2 of the features"):
+        find_between(columns_and_rows(nn.LayerNorm(6)), PLAN, 2, call)
+
+
+def learned_between(degree: int, summed: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model, mesh = columns_and_rows(Scale()).double(), Mesh.build({"tensor": degree})
+    engine = NativeEngine(model, Layout(tensor_plan=PLAN, summed=summed), mesh)
+    columns = {"x": torch.arange(8.0, dtype=torch.float64).view(2, 4)}
+    engine.forward_backward(columns, None, lambda c: c["x"], lambda y, c, v: y.square().sum())
+    return gather({n: p.grad for n, p in engine.parameters().items() if p.grad is not None}, mesh)
+
+
+def test_what_is_learned_between_column_and_row_gets_its_whole_gradient() -> None:
+    whole = learned_between(1, ())["1.factor"]
+    torch.testing.assert_close(run_on_ranks(learned_between, 2, ("1.factor",), ranks=2)[0]["1.factor"], whole)
+    assert not torch.allclose(run_on_ranks(learned_between, 2, (), ranks=2)[0]["1.factor"], whole)
+
+
+def test_pairs_of_linear_layers_are_found_where_nothing_but_elementwise_modules_stands_between() -> None:
+    layers = [nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.1), nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 8)]
+    assert pairs_found(nn.Sequential(*layers)) == {"0": "column", "3": "row"}
+    assert pairs_found(nn.Sequential(*layers, nn.Linear(8, 2))) == {
+        **{"0": "column", "3": "row"},
+        **{"5": "column", "6": "row"},
+    }
+    assert pairs_found(nn.Sequential(nn.Linear(4, 6), Scale(), nn.Linear(6, 4))) == {}

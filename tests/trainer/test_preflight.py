@@ -45,7 +45,7 @@ def test_axes_that_an_engine_does_not_have_are_refused_by_name(engine):
     assert message == f"given 2, but engine {engine} has replicate and shard alone; use engine: native"
 
 
-def test_context_parallelism_is_refused():
+def test_sequences_are_not_cut_where_there_are_none():
     assert "use context: 1" in refused(2, parallel={"context": 2})["parallel.context"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from forgepress.compression import techniques
 from forgepress.tests.checked_run import report
 from forgepress.tests.engines import ENGINES
-from forgepress.tests.meshes import MESHES
+from forgepress.tests.meshes import CONTEXT_MESHES, MESHES
 from forgepress.trainer import preflight_rules
 from forgepress.trainer.support import Support, kind_of, support
 
@@ -16,7 +16,7 @@ FULL = {"a": [*PLACES], "b": ["shard=2"], "c": ["shard=2", "tensor=2"]}
 
 def test_the_table_has_every_technique_of_the_contract_and_every_place() -> None:
     held = support()
-    assert dict(held.places) == {**MESHES, **ENGINES}
+    assert dict(held.places) == {**MESHES, **CONTEXT_MESHES, **ENGINES}
     assert set(held.proven) == {name for name, kind in techniques().items() if kind.contract}
 
 

@@ -68,6 +68,22 @@ class BuiltModel:
             return self
         return dataclasses.replace(self, layout=dataclasses.replace(self.layout, links=links))
 
+    def summed(
+        self, tensor_plan: Mapping[str, str], degree: int, gathered: frozenset[str]
+    ) -> tuple[str, ...]:
+        """The parameters whose gradients must be added over the tensor axis; see `find_between`.
+
+        raises: ConfigError where the model cannot go on with a part of the features, or that cannot be found out.
+        """
+        from ...parallel.between import find_between
+
+        device = next(self.module.parameters()).device
+
+        def run(model: nn.Module, mode: Any) -> Any:
+            return model(*self.example(2, device=device))
+
+        return find_between(self.module, tensor_plan, degree, run, gathered)
+
     def stage_costs(self) -> list[float] | None:
         """Forward FLOPs of each member of the order, for a balanced cut into stages; None without an order."""
         from ...parallel.split import module_costs

@@ -15,6 +15,8 @@ from ...errors import ConfigError
 from ...parallel.layout import Layout
 from ._base import BuiltModel, plain, refuse_unknown
 from ._libraries import importing
+from ._plans import ATTENTION_PLANS, MLP_PLANS
+from ._sequences import attention_of
 
 _AUTO_CLASSES = {
     "causal_lm": "AutoModelForCausalLM",
@@ -25,7 +27,7 @@ _AUTO_CLASSES = {
 }
 _STYLES = {"colwise": "column", "rowwise": "row"}
 # Styles of embeddings and heads that may as well be whole on every rank: memory is all that they would save.
-_REPLICATED = {"colwise_rep", "colwise_gather_output", "embedding_rowwise"}
+_REPLICATED = {"colwise_rep", "colwise_gather_output", "embedding_rowwise", "replicated_with_grad_allreduce"}
 
 
 def from_transformers(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
@@ -68,7 +70,7 @@ def from_transformers(given: Mapping[str, Any], facts: Mapping[str, Any]) -> Bui
     shape, dtype = _transformers_input(config, task, facts)
     return BuiltModel(
         module=module,
-        layout=_transformers_layout(module, config),
+        layout=_transformers_layout(module, config, task),
         task=f"transformers.{task}",
         spec={"transformers": name, "task": task, "config": resolved, "pretrained": pretrained, **layers},
         input_shape=shape,
@@ -189,8 +191,8 @@ def _transformers_input(
     return (int(facts.get("length") or min(longest, 128)),), torch.int64
 
 
-def _transformers_layout(module: nn.Module, config: Any) -> Layout:
-    """What transformers says of its own model: its tensor-parallel plan and the modules not to be split."""
+def _transformers_layout(module: nn.Module, config: Any, task: str) -> Layout:
+    """What transformers says of its own model, its tensor plan (or ours) and the modules not to be split."""
     styles = dict(getattr(module, "_tp_plan", None) or {})
     names = [name for name, _ in module.named_modules()]
     # With any other style (sequence parallel, experts) there is no plan: half of one computes something else.
@@ -200,15 +202,37 @@ def _transformers_layout(module: nn.Module, config: Any) -> Layout:
         for glob, style in styles.items()
         if understood and style in _STYLES and fnmatch.filter(names, glob)
     }
-    divisible: dict[str, int] = {}
-    if plan:
+    kind, divisible = config.model_type, dict[str, int]()
+    if not styles:
+        plan = {**ATTENTION_PLANS.get(kind, {}), **MLP_PLANS.get(kind, {})}
+    if any(style == "column" and glob not in MLP_PLANS.get(kind, {}) for glob, style in plan.items()):
         divisible["attention heads"] = config.num_attention_heads
         divisible["key-value heads"] = (
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         )
-        if getattr(config, "intermediate_size", None):
-            divisible["mlp features"] = config.intermediate_size
-    return Layout(tensor_plan=plan, divisible=divisible, units=_transformers_units(module))
+    if plan and getattr(config, "intermediate_size", None):
+        divisible["mlp features"] = config.intermediate_size
+    attention, uncut = attention_of(config, task)
+    head, embedding = _head(module, task)
+    return Layout(
+        tensor_plan=plan,
+        divisible=divisible,
+        units=_transformers_units(module),
+        attention=attention,
+        uncut=uncut,
+        head=head,
+        embedding=embedding,
+    )
+
+
+def _head(module: nn.Module, task: str) -> tuple[str, str]:
+    """Names of the layer that gives logits over the vocabulary and of the embedding that it shares its weight with."""
+    held: Any = module
+    if not task.endswith("_lm") or not isinstance(held.get_output_embeddings(), nn.Linear):
+        return "", ""
+    names = {id(part): name for name, part in module.named_modules()}
+    head, embedding = held.get_output_embeddings(), held.get_input_embeddings()
+    return names[id(head)], names[id(embedding)] if embedding.weight is head.weight else ""
 
 
 def _transformers_units(module: nn.Module) -> tuple[str, ...]:

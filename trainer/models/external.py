@@ -13,6 +13,7 @@ from ..imports import load_function
 from ._artifact import from_artifact
 from ._base import BuiltModel, plain, refuse_unknown
 from ._libraries import importing
+from ._plans import pairs_found
 from ._transformers import from_transformers
 
 
@@ -47,7 +48,7 @@ def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
     )
     return BuiltModel(
         module=module,
-        layout=Layout(units=units),
+        layout=Layout(units=units, tensor_plan=pairs_found(module)),
         task="classification",
         spec={"timm": name, "pretrained": pretrained, "args": args},
         input_shape=shape,
@@ -61,7 +62,8 @@ def _children(module: Any) -> list[tuple[str, nn.Module]]:
 def from_factory(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
     """{factory: "package.module:function", args: {…}, task: …}: the function's nn.Module or BuiltModel.
 
-    A module may carry its `layout` (a `Layout`); of an `nn.Sequential` the order is known without one.
+    A module may carry its `layout` (a `Layout`); without one the order is known of an `nn.Sequential`, and the tensor
+    axis divides pairs of linear layers with nothing but elementwise modules between them.
     """
     refuse_unknown("model.factory", given, ["factory", "args", "task"])
     path, args = given["factory"], dict(given.get("args") or {})
@@ -76,7 +78,7 @@ def from_factory(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltMod
         )
     layout = getattr(made, "layout", None)
     if not isinstance(layout, Layout):
-        layout = Layout(order=_sequential_order(made))
+        layout = Layout(order=_sequential_order(made), tensor_plan=pairs_found(made))
     language = task is not None and task.endswith("_lm")
     fact = (facts["length"],) if language and facts.get("length") else facts.get("input_shape")
     return BuiltModel(

@@ -20,18 +20,20 @@ class Embedding(nn.Module):
 
     def __init__(self, vocabulary: int, context: int, width: int, dropout: float) -> None:
         super().__init__()
+        self.sequence_place = (0, 1)
+        """(index, number of pieces): which of as many pieces of each row comes in; set where sequences are cut."""
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        length = tokens.shape[1]
-        if length > self.positions.num_embeddings:
+        length, (index, pieces) = tokens.shape[1], self.sequence_place
+        if length * pieces > self.positions.num_embeddings:
             raise ValueError(
-                f"gpt: {length} tokens a row, but the context is {self.positions.num_embeddings}; "
+                f"gpt: {length * pieces} tokens a row, but the context is {self.positions.num_embeddings}; "
                 "set data.length to at most model.context"
             )
-        numbers = torch.arange(length, device=tokens.device)
+        numbers = torch.arange(length, device=tokens.device) + index * length
         return self.dropout(self.tokens(tokens) + self.positions(numbers))
 
 
@@ -132,6 +134,9 @@ class GPT(ModelSettings):
                 "blocks.*.mlp.up": "column",
                 "blocks.*.mlp.down": "row",
             },
+            attention="causal",
+            head="head",
+            embedding="embed.tokens" if self.tied else "",
             divisible={"attention heads": self.heads, "mlp features": self.expansion * self.width},
         )
         return BuiltModel(
