@@ -66,8 +66,8 @@ class Difference:
         """Whether the runs count as one: bit for bit, or within what float32 sums in another order give.
 
         rounding: what one rounding error in every weight and step grows to, and in half precision what the same rows do
-        in other micro-batches. Where training is chaotic (a high
-        rate, batch normalisation, hard pruning) every other order of sums grows as much, and no bug is needed.
+        in other micro-batches. Where training is chaotic (a high rate, batch normalisation, hard pruning) every
+        other order of sums grows as much, and no bug is needed.
         """
         if exact:
             return max(self.values.values()) == 0.0

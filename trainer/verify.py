@@ -237,6 +237,8 @@ def _short(config: RunConfig, degrees: Mapping[str, Any], microbatches: int, fol
             values["parallel"][engine] = {}
     if values["parallel"]["shard"] == 1 and values["parallel"]["engine"] == "native":
         values["parallel"]["offload"] = False
+    if values["parallel"]["tensor"] == 1:
+        values["parallel"] |= {"sequence_parallel": False, "loss_parallel": False}
     if not any(degrees.get(axis, 1) > 1 for axis in ("pipeline",)):
         values["parallel"]["stages"] = None
     values["tracking"] |= {"wandb": None, "tensorboard": False, "every": 1000}
