@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -36,6 +36,7 @@ from .config_parts import (
     PackConfig,
     ParallelConfig,
     Part,
+    Precision,
     ScheduleConfig,
     TrackingConfig,
     TransformConfig,
@@ -66,8 +67,6 @@ __all__ = [
     "TransformConfig",
     "WandbConfig",
 ]
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class TechniqueConfig(BaseModel):
@@ -153,8 +152,6 @@ class RunConfig(Part):
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = "fp32"
-    precision_by_module: dict[str, Precision] = Field(default_factory=dict)
-    """Glob over module names → precision inside of these modules, in place of `precision`; the last match counts."""
     phases: Annotated[tuple[PhaseConfig, ...], Listed, BeforeValidator(_some)]
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

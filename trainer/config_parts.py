@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=1)]  # how many of something that must exist
 Every = Annotated[int, Field(ge=0)]  # optimizer steps between two events; 0 is explained at each field
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Precision = Literal["fp32", "bf16", "fp16"]
 Listed = Field(strict=False)  # YAML has lists only; they are kept as tuples, so that a config cannot change
 
 
@@ -161,6 +162,8 @@ class ParallelConfig(Part):
     """Glob over module names → how the layer is cut; empty: the model's own plan."""
     recompute: Every = 0
     """Activation checkpointing: every n-th block keeps its input only and runs again in the backward; 0: none."""
+    precision_by_module: dict[str, Precision] = Field(default_factory=dict)
+    """Glob over module names → precision inside of these modules, in place of `precision`; the last match counts."""
     recompute_keep: Annotated[tuple[Literal["matmul", "attention", "convolution"], ...], Listed] = ()
     """Operators whose results such blocks keep beside their input: they run once, the rest runs again."""
     compile: bool = False

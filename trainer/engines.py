@@ -68,7 +68,7 @@ def make_engine(
         return engine
     # Said of the whole model, before a stage has only its part.
     again, blocks = recomputed(model, layout, parallel.recompute), compiled(model, layout)
-    apart = modules_of(model, config.precision_by_module)
+    apart = modules_of(model, config.parallel.precision_by_module)
     engine = NativeEngine(
         model,
         layout,

@@ -41,7 +41,7 @@ def compute_in(part: nn.Module, precision: str, device: torch.device) -> None:
 
 def needs_scaler(config: Any) -> bool:
     """Whether anything of a run computes in fp16, whose gradients want a loss scale."""
-    return "fp16" in (config.precision, *config.precision_by_module.values())
+    return "fp16" in (config.precision, *config.parallel.precision_by_module.values())
 
 
 def modules_of(model: nn.Module, by_module: Mapping[str, str]) -> dict[str, str]:
@@ -55,7 +55,7 @@ def modules_of(model: nn.Module, by_module: Mapping[str, str]) -> dict[str, str]
         here = [name for name in names if fnmatchcase(name, glob)]
         if not here:
             raise ConfigError(
-                f"precision_by_module: {glob!r} names no module; the model has {', '.join(names[:12])}"
+                f"parallel.precision_by_module: {glob!r} names no module; the model has {', '.join(names[:12])}"
                 + (f", … ({len(names)} in all)" if len(names) > 12 else "")
             )
         found |= dict.fromkeys(here, precision)

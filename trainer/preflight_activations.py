@@ -45,7 +45,7 @@ def working_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=_CPU)
         model.train()
-        compute_modules_in(model, modules_of(model, config.precision_by_module), _CPU)
+        compute_modules_in(model, modules_of(model, config.parallel.precision_by_module), _CPU)
         recompute(model, names, config.parallel.recompute_keep)
         compute_in(model, config.precision, _CPU)
         columns = None if source is None else _columns(source, rows)
@@ -81,7 +81,7 @@ def _columns(source: Source, rows: int) -> dict[str, Tensor]:
     zeros = {
         name: torch.zeros((rows, *shape), dtype=source.columns[name].dtype) for name, shape in shapes.items()
     }
-    if not getattr(source, "packed", False):
+    if not ragged or not getattr(source, "packed", False):
         return zeros
     marks = torch.ones((rows, *shapes[ragged]), dtype=torch.int32)
     return next_tokens({ragged: zeros[ragged], "document": marks, "position": marks})

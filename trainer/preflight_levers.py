@@ -38,7 +38,7 @@ def check_levers(config: RunConfig, found: Found) -> None:
 
 def check_levers_on(built: BuiltModel, config: RunConfig, found: Found) -> None:
     """What must be known of the model: its normalisation, and the modules that precisions name."""
-    parallel, key = config.parallel, ("precision_by_module",)
+    parallel, key = config.parallel, ("parallel", "precision_by_module")
     averages = any(isinstance(module, _BatchNorm) for module in built.module.modules())
     if parallel.compile and parallel.recompute and averages:
         found.problem(
@@ -46,7 +46,7 @@ def check_levers_on(built: BuiltModel, config: RunConfig, found: Found) -> None:
             "given true with recompute, and the model has batch normalisation, whose averages must move once; leave "
             "one of them out",
         )
-    if not config.precision_by_module:
+    if not parallel.precision_by_module:
         return
     if parallel.engine != "native":
         found.problem(key, f"given with engine {parallel.engine}; want engine: native, or precision alone")
@@ -56,9 +56,9 @@ def check_levers_on(built: BuiltModel, config: RunConfig, found: Found) -> None:
             "given with a pipeline, whose stages send one precision; want pipeline: 1, or precision alone",
         )
     try:
-        modules_of(built.module, config.precision_by_module)
+        modules_of(built.module, parallel.precision_by_module)
     except ConfigError as error:
-        found.problem(key, str(error).removeprefix("precision_by_module: "))
+        found.problem(key, str(error).removeprefix("parallel.precision_by_module: "))
 
 
 def _check_recompute(config: RunConfig, found: Found) -> None:

@@ -192,7 +192,7 @@ def _rounds_gradients(config: RunConfig, reference: Trace, pieces: int) -> bool:
     Then every other cut of the rows moves the weights by far more than float32 rounds, and one process in twice as many
     micro-batches shows by how much; where batch normalisation looks at a micro-batch, that would be another training.
     """
-    half = {config.precision, *config.precision_by_module.values()} != {"fp32"}
+    half = {config.precision, *config.parallel.precision_by_module.values()} != {"fp32"}
     averages = any(key.endswith(".running_mean") for key in reference.tensors)
     return half and not averages and config.data.batch >= 2 * pieces
 

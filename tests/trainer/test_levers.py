@@ -156,10 +156,14 @@ def test_a_glob_that_names_no_module_is_refused_with_those_there_are() -> None:
             "parallel.compile",
             "takes a block's backward apart",
         ),
-        ({"precision_by_module": {"layer9": "fp32"}}, "precision_by_module", "'layer9' names no module"),
         (
-            {"precision_by_module": {"fc1": "fp32"}, "parallel": {"pipeline": 2, "microbatches": 2}},
-            "precision_by_module",
+            {"parallel": {"precision_by_module": {"layer9": "fp32"}}},
+            "parallel.precision_by_module",
+            "'layer9' names no module",
+        ),
+        (
+            {"parallel": {"pipeline": 2, "microbatches": 2, "precision_by_module": {"fc1": "fp32"}}},
+            "parallel.precision_by_module",
             "stages send one precision",
         ),
         (

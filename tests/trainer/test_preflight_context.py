@@ -52,7 +52,7 @@ def problems(model: dict[str, Any], parallel: dict[str, Any], **values: Any) -> 
             "sliding_attention is not attention to the whole sequence",
         ),
         (
-            {"name": "lenet_300_100", "classes": 10, "inputs": 64},
+            {"name": "lenet_300_100", "classes": 10, "input_shape": [64]},
             "this model has no sequences that could be cut",
         ),
     ],
