@@ -44,7 +44,7 @@ class AccelerateEngine(NativeEngine):
         else:
             whole = Prepared(model, prepared, mesh.data_ranks)
         self.parts, self._whole, self._first, self._pipeline = [whole.module], [whole], whole, None
-        self._parameters = dict(whole.module.named_parameters())
+        self._parameters, self._summed = dict(whole.module.named_parameters()), []
         # Accelerate names no axis of the mesh that it makes for FSDP; replicas hold the same and count for themselves.
         self._place = {"axis0": mesh.rank} if fsdp is not None else {}
 

@@ -24,7 +24,7 @@ from typing import Any
 import cloudpickle
 
 MOST_RANKS = 8
-_MOST_THREADS = 600  # beyond that a worker is slower than a new one
+_MOST_THREADS = 120  # a third of them wake up a hundred times a second: beyond that a new worker is cheaper
 _START_SECONDS = 300
 _HERE = Path(__file__).resolve().parent
 _workers: list["_Worker"] = []
