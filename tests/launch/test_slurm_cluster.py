@@ -1,6 +1,7 @@
 """Against a real cluster (two nodes; partitions `main`, `urgent`): requeued, preempted, killed, and the same weights.
 
-Skipped where no SLURM answers, or where nobody has said that it may be used: FORGEPRESS_TEST_SLURM=1.
+Skipped where no SLURM answers, or where nobody has said that it may be used: FORGEPRESS_TEST_SLURM=1; the trials of
+minutes want FORGEPRESS_TEST_SLURM=long.
 """
 
 import json
@@ -25,6 +26,7 @@ from forgepress.tests.launch.cluster import (
 from forgepress.trainer.history import starts
 
 pytestmark = pytest.mark.skipif(bool(trouble()), reason=trouble() or "a cluster is there")
+LONG = pytest.mark.skipif(bool(trouble("long")), reason=trouble("long") or "a cluster is there")
 
 CONFIG = """
 model: lenet_300_100
@@ -71,6 +73,7 @@ def test_stopped_preempted_and_without_a_node_a_job_goes_on_and_ends_as_one_proc
     assert weights("cluster") == weights("local")
 
 
+@LONG
 def test_a_wrong_config_and_a_cancelled_job_are_not_requeued_and_the_cap_holds(folder: Path):
     wrong = submit("wrong", "data.source={idx: nowhere}")
     capped = submit("capped", FOR_EVER, "--max-restarts", "0")
@@ -89,6 +92,7 @@ def test_a_wrong_config_and_a_cancelled_job_are_not_requeued_and_the_cap_holds(f
     assert "Restarts=0" in ask("scontrol", "show", "job", cancelled)
 
 
+@LONG
 def test_an_array_of_six_points_two_at_a_time_goes_on_after_a_kill_and_runs_each_point_once(folder: Path):
     words = [
         "sweep",
