@@ -15,6 +15,7 @@ os.environ.setdefault(
 _ON_RANKS = ("tests.ranks", "tests.sessions", "tests.removals")  # whoever imports one of these
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """Under pytest-xdist all tests on ranks share one pool of them, in one process; the others go by file."""
     if config.pluginmanager.hasplugin("xdist"):
