@@ -18,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIN := $(VENV)/constraints.txt
 # Two processes, one of which has all tests on several ranks (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n 2
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PIN)
 # Files in benchmarks/ that are read by the others and answer no question themselves: table.py and _*.py.
 BENCHMARKS = $(filter-out benchmarks/table.py benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
