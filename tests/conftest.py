@@ -9,7 +9,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what is missing is said at once, not after tries of the network
+os.environ.setdefault(
+    "HF_HUB_OFFLINE", "1"
+)  # what is missing is said at once, not after tries of the network
 _ON_RANKS = ("tests.ranks", "tests.sessions", "tests.removals")  # whoever imports one of these
 
 

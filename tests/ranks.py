@@ -24,7 +24,9 @@ from typing import Any
 import cloudpickle
 
 MOST_RANKS = 8
-_MOST_THREADS = 40  # fifteen for each group that torch keeps, and a third of them wake up a hundred times a second
+_MOST_THREADS = (
+    40  # fifteen for each group that torch keeps, and a third of them wake up a hundred times a second
+)
 _START_SECONDS = 300
 _HERE = Path(__file__).resolve().parent
 _workers: list["_Worker"] = []

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..dataloading import Source
-from ..errors import ForgepressError
+from ..errors import ConfigError, ForgepressError
 from ..parallel import schedules
 from .config import RunConfig
 from .config_errors import config_error
@@ -23,6 +23,7 @@ from .preflight_export import check_export
 from .preflight_levers import check_levers, check_levers_on
 from .preflight_memory import (
     Held,
+    MemoryRow,
     activation_bytes,
     checkpoint_bytes,
     estimate,
@@ -217,7 +218,7 @@ def _with_model(
         parameters=parameters,
         stages=stages,
         phases=plans,
-        memory=(*estimate(config, built, held, matches, activations), *classroom.memory),
+        memory=(*_memory(config, built, held, matches, activations, found), *classroom.memory),
         traffic=sent,
         checkpoint_bytes=size,
     )
@@ -238,6 +239,18 @@ def _activations(
     except Exception as error:  # whatever a model does on shapes alone: the other numbers still hold
         found.note(f"activations are not in the table, the model does not run on shapes alone: {error}")
     return None
+
+
+def _memory(
+    config: RunConfig, built: BuiltModel, held: Held, matches: Any, activations: int | None, found: Found
+) -> tuple[MemoryRow, ...]:
+    try:
+        return tuple(estimate(config, built, held, matches, activations))
+    except (
+        ConfigError
+    ) as error:  # settings of an engine that contradict the run are refused by name elsewhere
+        found.note(f"memory is not in the table: {error}")
+    return ()
 
 
 def _traffic(
