@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from ...errors import ConfigError, NoOpError
 from ..quantization.modules import quantized_layers
 from .forms import Form, read
-from .onnx_graph import INTEGER, name_axes, operators_of, store_in_few_bits, without_traces
+from .onnx_graph import (
+    INTEGER,
+    name_axes,
+    operators_of,
+    own_zero_points,
+    store_in_few_bits,
+    without_traces,
+)
 from .onnx_layers import LEVELS, write
 
 Operators = Literal["standard", "onnxruntime"]
@@ -137,6 +144,7 @@ def _written(
         proto = _traced(whole, columns, list(example), outputs, _WITHOUT_ROTARY)
     without_traces(proto)
     store_in_few_bits(proto, {f"model.{name}.{LEVELS}": form.bits for name, form in forms.items()})
+    own_zero_points(proto)
     axes = name_axes(proto, {name: _axis_names(tensor) for name, tensor in example.items()})
     return proto, axes, [value.name for value in proto.graph.output]
 

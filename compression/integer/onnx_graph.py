@@ -24,11 +24,15 @@ INTEGER = {
 """onnxruntime's operators that multiply integers."""
 SLOW_FUSIONS = ("SkipLayerNormFusion",)
 """Optimizations that make a graph slower: on a CPU, onnxruntime's fused addition and LayerNorm takes twice the time."""
+_SIGNED = 3  # int8 in ONNX's numbering
 LARGEST_FILE = 2**31 - 2**24  # bytes of a protobuf message, less some room
 
 
-def session_options(threads: int = 0) -> Any:
-    """onnxruntime's options as artifacts are run. threads: inside operators; 0: as many as there are cores."""
+def session_options(threads: int = 0, *, exact: bool = True) -> Any:
+    """onnxruntime's options as artifacts are run.
+
+    threads: inside operators; 0: as many as there are cores.   exact: False lets products overflow on some processors.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -37,6 +41,9 @@ def session_options(threads: int = 0) -> Any:
     options.log_severity_level = 3
     # layers with integer weights alone compute on floats, as they did in training; 4 would round their inputs too
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if exact:
+        # processors without VNNI add products of bytes in 16 bits, which overflow: there unsigned weights, slower
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
@@ -50,6 +57,25 @@ def without_traces(model: Any) -> None:
             del node.metadata_props[:]
     for value in [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]:
         del value.metadata_props[:]
+
+
+def own_zero_points(model: Any) -> None:
+    """Give every DequantizeLinear of signed integers a zero point of its own.
+
+    onnxruntime makes signed weights unsigned where the processor needs that (`session_options`), each zero point with
+    the weight that it belongs to; one that several share is then made twice, which ends the session (1.31).
+    """
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    taken: set[str] = set()
+    for node in model.graph.node:
+        name = node.input[2] if node.op_type == "DequantizeLinear" and len(node.input) > 2 else ""
+        if name not in held or held[name].data_type != _SIGNED:
+            continue
+        if name in taken:
+            own = model.graph.initializer.add()
+            own.CopyFrom(held[name])
+            own.name = node.input[2] = f"{node.input[0]}.zero_point_{len(taken)}"
+        taken.add(node.input[2])
 
 
 def name_axes(model: Any, names: Mapping[str, Sequence[str]]) -> dict[str, list[str | int]]:
@@ -155,7 +181,7 @@ def operators_of(model: Any, layers: Sequence[str]) -> dict[str, str]:
 
     with tempfile.TemporaryDirectory() as folder:
         written = write(model, Path(folder) / "model.onnx")
-        options = session_options(1)
+        options = session_options(1, exact=False)  # the same answer, and so the same file, on every processor
         options.optimized_model_filepath = f"{folder}/optimized.onnx"
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         onnxruntime.InferenceSession(

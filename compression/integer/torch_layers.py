@@ -1,14 +1,17 @@
 """Quantized layers on torch's integer kernels (oneDNN on a CPU: VNNI and AMX where the processor has them).
 
 A layer is replaced by one that holds its integers, packed once for the processor, and no float weight. Results are
-those of the training graph but for the rounding of float32 sums: products and their sums are exact integers.
+those of the training graph but for the rounding of float32 sums: products and their sums are exact integers, on
+processors whose kernels overflow (see `overflows`) by multiplying an input in two halves.
 """
 
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,10 +24,24 @@ from ..quantization.modules import Quantized, quantized_layers
 from .forms import UNSIGNED, Form, InputGrid, read
 from .onnx_export import Layer
 
+_SIXTEEN_BITS = 2**15 - 1
 _FLOAT = (1.0, 0, torch.float32, "none", [], "")  # how kernels give back: float32, nothing fused behind them
 
 
-class IntegerLayer(nn.Module):
+@cache
+def overflows() -> bool:
+    """Whether oneDNN's kernels on this processor add two products of bytes in 16 bits, as those without VNNI do.
+
+    source: https://uxlfoundation.github.io/oneDNN/dev_guide_int8_computations.html; pytorch issue 103646.
+    """
+    largest = torch.full((64, 64), 127, dtype=torch.int8)
+    weight = torch.ops.onednn.qlinear_prepack(largest, None)
+    given = (torch.full((64, 64), 255, dtype=torch.uint8), 1.0, 0, weight, torch.ones(64))
+    found = torch.ops.onednn.qlinear_pointwise(*given, torch.zeros(64, dtype=torch.int64), None, *_FLOAT)
+    return bool((found != 64 * 127 * 255).any())
+
+
+class IntegerLayer(nn.Module, ABC):
     """What integer layers share: the rounding of what flows in, and what is added where weights have zero points."""
 
     def __init__(self, form: Form, bias: Tensor | None) -> None:
@@ -36,6 +53,21 @@ class IntegerLayer(nn.Module):
         self.step = form.row_scale
         self.zero = None if form.row_zero_point is None else form.row_zero_point.float()
         self.no_zeros = torch.zeros(len(self.step), dtype=torch.int64)
+        self.in_halves = 2 * 255 * int(form.levels.int().abs().max()) > _SIXTEEN_BITS and overflows()
+
+    def product(self, q: Tensor, scale: float, zero: int, bias: Tensor | None) -> Tensor:
+        """float32 of the exact integers ``(q - zero) · weight``, times the scales, and the bias.
+
+        cost: two products where one would overflow: of the upper seven bits, and of what is left.
+        """
+        if not self.in_halves:
+            return self._once(q, scale, zero, bias)
+        half = q >> 1
+        return self._once(half, scale, zero, bias).add_(self._once(q - half, scale, 0, None))
+
+    @abstractmethod
+    def _once(self, q: Tensor, scale: float, zero: int, bias: Tensor | None) -> Tensor:
+        """``product`` by one call of the kernel."""
 
     def levels_of(self, x: Tensor) -> Tensor:
         """uint8 levels of an input, on the layer's one grid."""
@@ -68,19 +100,19 @@ class IntegerLinear(IntegerLayer):
         if self.grid.dynamic:
             return self._of_rows(input)
         q = self.levels_of(input)
-        y = self._product(q, self.grid.scale, self.grid.zero_point, self.bias)
+        y = self.product(q, self.grid.scale, self.grid.zero_point, self.bias)
         if self.zero is not None:
             moved = q.sum(-1, keepdim=True, dtype=torch.int32) - self.in_features * self.grid.zero_point
             y -= moved * self.grid.scale * (self.step * self.zero)
         return y
 
-    def _product(self, q: Tensor, scale: float, zero: int, bias: Tensor | None) -> Tensor:
+    def _once(self, q: Tensor, scale: float, zero: int, bias: Tensor | None) -> Tensor:
         given = (q, scale, zero, self.weight, self.step, self.no_zeros, bias)
         return torch.ops.onednn.qlinear_pointwise(*given, *_FLOAT)
 
     def _of_rows(self, x: Tensor) -> Tensor:
         q, scale, zero = self.levels_of_rows(x, 1)
-        y = self._product(q, 1.0, 0, None)
+        y = self.product(q, 1.0, 0, None)
         y -= zero * self.sums
         if self.zero is not None:
             y -= (q.sum(-1, keepdim=True, dtype=torch.int32) - self.in_features * zero) * (
@@ -113,14 +145,17 @@ class IntegerConv(IntegerLayer):
         if self.pads is not None:
             input = functional.pad(input, self.pads, mode="constant" if self.mode == "zeros" else self.mode)
         if not self.grid.dynamic:
-            return self._product(self.levels_of(input), self.grid.scale, self.grid.zero_point, self.bias)
+            return self._moved(self.levels_of(input), self.grid.scale, self.grid.zero_point, self.bias)
         q, scale, _ = self.levels_of_rows(input, input.dim() - 1)
-        y = self._product(q, 1.0, UNSIGNED, None) * scale
+        y = self._moved(q, 1.0, UNSIGNED, None) * scale
         return y if self.bias is None else y + self._per_channel(self.bias)
 
-    def _product(self, q: Tensor, scale: float, zero: int, bias: Tensor | None) -> Tensor:
+    def _once(self, q: Tensor, scale: float, zero: int, bias: Tensor | None) -> Tensor:
         given = (q, scale, zero, self.weight, self.step, self.no_zeros, bias, *self.geometry)
-        y = self.kernel(*given, *_FLOAT).contiguous()
+        return self.kernel(*given, *_FLOAT).contiguous()
+
+    def _moved(self, q: Tensor, scale: float, zero: int, bias: Tensor | None) -> Tensor:
+        y = self.product(q, scale, zero, bias)
         if self.zero is not None:
             y -= self._windows((q.float() - zero) * scale) * self._per_channel(self.step * self.zero)
         return y

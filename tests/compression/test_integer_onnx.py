@@ -7,7 +7,7 @@ import pytest
 import torch
 from forgepress.compression.integer.agreement import compare
 from forgepress.errors import ConfigError, NoOpError
-from forgepress.tests.quantized import Pictures, Words, made, pictures, words
+from forgepress.tests.quantized import Pictures, Words, made, pictures, quantize, words
 from torch import nn
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'forgepress[onnx]'")
@@ -41,6 +41,18 @@ def test_every_layer_runs_in_integers_and_the_outputs_are_those_of_the_model(tmp
     assert kinds(exported) == INTEGERS[kind]
     found = compare(model, runner(exported, tmp_path), rows, what="onnx")
     assert found.difference < 0.01 and found.rows == 6
+
+
+def test_no_two_weights_share_a_zero_point_which_processors_without_vnni_want_to_move(tmp_path):
+    rows = torch.randn(6, 8)
+    model = quantize(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), rows)  # zeros of one size
+    exported = export_onnx(model, rows)
+    graph = exported.model.graph
+    signed = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    points = [node.input[2] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[2:]]
+    moved = [name for name in points if name in signed]
+    assert len(moved) == len(set(moved)) == 2
+    assert compare(model, runner(exported, tmp_path), rows, what="onnx").difference < 0.01
 
 
 @pytest.mark.parametrize("bits", [4, 2])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from forgepress.compression.integer import torch_layers
 from forgepress.compression.integer.agreement import compare
 from forgepress.compression.integer.forms import read
 from forgepress.compression.integer.torch_layers import (
@@ -45,6 +46,20 @@ def test_inputs_rounded_while_it_runs_have_a_grid_for_each_row_as_in_training(sy
     for inputs in (rows, words(2, 30)):
         found, expected = integer(**inputs)["hidden"], model(**inputs)["hidden"]
         assert (found - expected).norm() / expected.norm() < 0.005
+
+
+@pytest.mark.parametrize("kind", [Pictures, Words])
+@pytest.mark.parametrize(("inputs", "affine"), [("static", True), ("dynamic", False)])
+def test_where_kernels_add_in_sixteen_bits_inputs_go_in_two_halves(kind, inputs, affine, monkeypatch):
+    monkeypatch.setattr(torch_layers, "overflows", lambda: True)
+    model, rows = made(kind, inputs=inputs, symmetric=not affine, inputs_symmetric=not affine)
+    integer = copy.deepcopy(model)
+    in_integers(integer)
+    assert any(getattr(module, "in_halves", False) for module in integer.modules())
+    assert compare(model, integer, rows, what="torch_int8").difference < 0.01
+    few, _ = made(kind, bits=4)  # products of four bits fit
+    in_integers(few)
+    assert not any(getattr(module, "in_halves", False) for module in few.modules())
 
 
 def test_images_rounded_while_it_runs_want_symmetric_grids():
