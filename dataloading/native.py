@@ -3,14 +3,6 @@
 Where there is no C compiler everything works without, and gives the same bits: slower where rows are short.
 """
 
-import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sysconfig
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-_OFF = "FORGEPRESS_NATIVE"  # 0: as if there were no compiler
+from ..c_functions import load
+
 _SOURCE = Path(__file__).with_name("native.c")
-_FLAGS = ("-std=c99", "-O3", "-shared", "-fPIC")
-_PATIENCE = 60  # seconds for a compiler that takes one
 _TAKES = {
     "rows": "npnpnnpp",
     "padded": "npnppnnpp",
@@ -29,29 +20,14 @@ _TAKES = {
     "marks": "npppnnncppp",
     "best_fit": "npnppp",
     "permuted": "npuunpp",
-}  # of each function: n a number, u one without sign, p an address, c bytes
-_KINDS = {"n": ctypes.c_int64, "u": ctypes.c_uint64, "p": ctypes.c_void_p, "c": ctypes.c_char_p}
+}
 _Numbers = np.ndarray
 
 
 @cache
 def library() -> Any:
-    """The compiled functions of native.c; None where they cannot be had.
-
-    They are compiled at the first use on a machine (0.3 s) into the user's cache folder, whole or not at all.
-    FORGEPRESS_NATIVE=0 does without.
-    """
-    if os.environ.get(_OFF) == "0":
-        return None
-    try:
-        found = ctypes.CDLL(str(_compiled()))
-        for name, words in _TAKES.items():
-            function = getattr(found, f"forgepress_{name}")
-            function.argtypes = [_KINDS[word] for word in words]
-            function.restype = ctypes.c_int64 if name in ("rows", "padded", "best_fit") else None
-        return found
-    except (OSError, subprocess.SubprocessError, AttributeError):
-        return None
+    """The compiled functions of native.c; None where they cannot be had (see `c_functions.load`)."""
+    return load(_SOURCE, _TAKES, counts=("rows", "padded", "best_fit"))
 
 
 def gather_rows(
@@ -129,26 +105,6 @@ def permuted(positions: _Numbers, size: int, base: int, words: _Numbers) -> _Num
     numbers = (size, base, len(words))
     library().forgepress_permuted(len(positions), _at(positions), *numbers, _at(words), _at(out))
     return out
-
-
-def _compiled() -> Path:
-    content = _SOURCE.read_bytes()
-    mark = hashlib.sha256(content + repr((_FLAGS, platform.machine(), platform.libc_ver())).encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgepress"
-    made = folder / f"native-{mark.hexdigest()[:16]}.so"
-    if made.is_file() and made.stat().st_uid == os.getuid():
-        return made
-    said = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    compiler = next((found for name in (said, "cc", "gcc", "clang") if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise OSError("no C compiler")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # ranks that come at once each make their own
-        new = Path(scratch) / "native.so"
-        order = [compiler, *_FLAGS, str(_SOURCE), "-o", str(new)]
-        subprocess.run(order, check=True, capture_output=True, timeout=_PATIENCE)
-        new.replace(made)
-    return made
 
 
 def _check(wrong: int, rows: _Numbers, total: int) -> None:
