@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..fused import masked_
 from ..run import Run
 from ..technique import Check
 from ..weight import Weight
@@ -18,20 +19,15 @@ def mask_of(run: Run, weight: Weight) -> Tensor:
     return run.buffer(weight, "mask", fill=True, dtype=torch.bool)
 
 
-def as_factor(mask: Tensor) -> Tensor:
-    """The mask as bytes of 0 and 1, without a copy: a product with those takes half the time of one with bools."""
-    return mask.view(torch.uint8)
-
-
 def hold(weight: Weight, mask: Tensor) -> None:
     """Write zeros where the mask is False, over whatever momentum and weight decay have done there."""
-    weight.local.mul_(as_factor(mask))
+    masked_(weight.local, mask)
 
 
 def hold_gradient(weight: Weight, mask: Tensor) -> None:
     """A pruned weight takes no part in the step: not in the clipping norm, not in the moments."""
     if weight.grad is not None:
-        weight.grad.mul_(as_factor(mask))
+        masked_(weight.grad, mask)
 
 
 def largest_anywhere(run: Run, value: float) -> float:

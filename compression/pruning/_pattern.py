@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from ...errors import ConfigError
 from ..run import Run
 from ..weight import Weight
+
+_FEW = 8  # in a group
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,10 @@ class Pattern:
 
         score: any shape with ``dim`` whole, none below 0; returns: bool of that shape.
         """
-        _, order = self._groups(score, dim).sort(
-            dim=-1, descending=True, stable=True
-        )  # stable: on any device
-        mask = torch.zeros_like(order, dtype=torch.bool)
-        mask.scatter_(-1, order[..., :kept], True)
+        if kept >= self.group:
+            return torch.ones_like(score, dtype=torch.bool)
+        groups = self._groups(score, dim)
+        mask = _few_largest(groups, kept) if self.group <= _FEW else _largest(groups, kept)
         return mask.flatten(-2)[..., : score.shape[dim]].movedim(-1, dim)
 
     def broken(self, weight: Weight, dim: int, progress: float) -> int:
@@ -74,6 +76,22 @@ class Pattern:
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.group}"
+
+
+def _largest(groups: Tensor, kept: int) -> Tensor:
+    _, order = groups.sort(dim=-1, descending=True, stable=True)  # stable: on any device
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order[..., :kept], True)
+
+
+def _few_largest(groups: Tensor, kept: int) -> Tensor:
+    """As `_largest`: everyone is compared with everyone, which of few takes a tenth of a sort's time."""
+    members = [member.contiguous() for member in groups.unbind(-1)]
+    before = [torch.zeros_like(member, dtype=torch.uint8) for member in members]  # how many go first
+    for first, second in combinations(range(len(members)), 2):
+        wins = members[first] >= members[second]
+        before[second] += wins
+        before[first] += wins.logical_not_()
+    return torch.stack([rank < kept for rank in before], -1)
 
 
 def input_dim(run: Run, weight: Weight) -> int:

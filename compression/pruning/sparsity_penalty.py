@@ -14,6 +14,7 @@ from ..ramp import ramped
 from ..run import Run
 from ..technique import Check, Record, State, Technique, Traits
 from ..weight import Weight
+from ._drawn import elastic_penalty
 from ._groups import group_elements, group_factor, group_norms, soft_threshold
 from ._mask import largest_anywhere, refuse_beyond, zero_fraction
 
@@ -206,6 +207,5 @@ class SparsityPenalty(Technique):
         valid = run.now.valid
         if valid is not None:  # rows that only fill up the micro-batch are not of the global batch
             x = x * valid.reshape(-1, *[1] * (x.ndim - 1))
-        l1, l2 = self._parts()
-        penalty = l1 * x.abs().sum() + 0.5 * l2 * x.square().sum()
+        penalty = elastic_penalty(x, *self._parts())
         return run.attach(output, self._strength(run) * penalty / run.items, name=_TERM)

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .. import fused
 from ..placement import is_divided
 from .common_input import CommonInput
-from .ends import Ends, RowEnds, as_tensor, ends_of, of_both
+from .ends import Ends, RowEnds, as_tensor, ends_of, ends_of_rows, of_both, width_of_rows
 from .grid import grid_of, levels
 from .histogram import BINS, histogram
 from .rounding import Clips, dynamic_rounded, rounded
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+
+_Seen = tuple[Ends, RowEnds | None]
 
 
 class ActivationQuantizer(nn.Module):
@@ -39,9 +43,10 @@ class ActivationQuantizer(nn.Module):
     enabled:     the grid is applied. After finalize: observing False, enabled True.
     Buffers are equal on all data and tensor ranks. The gradient passes straight through, and is zero where a
     value was clipped.
-    cost: four passes over the input forward (three where the range is seen to clip nothing), two more while
-        observing. Backward: none where nothing was clipped, a copy of the gradient where few rows hold what was,
-        else a pass over gradient and input. Nothing for a second layer that takes the same tensor on the same grid.
+    cost: one pass over the input forward, observing or not; without a C compiler four (three where the range is
+        seen to clip nothing) and two more while observing. Backward: none where nothing was clipped, a copy of the
+        gradient where few rows hold what was, else a pass over gradient and input. Nothing for a second layer that
+        takes the same tensor on the same grid.
     """
 
     low: Tensor
@@ -115,44 +120,61 @@ class ActivationQuantizer(nn.Module):
         common = self.common
         if common is not None:
             common.look_at(x)
-        clips: Clips = "perhaps"
-        rows: RowEnds | None = None
+        if self.enabled and self.dynamic:
+            return dynamic_rounded(x, self.bits, self.symmetric, self.row_dims, parts)
+        grid = (self.numbers, self.levels)
+        known = None if common is None or self.learning else common.results.get(grid)
+        one_pass = self.enabled and not self.learning and known is None
+        made, seen = self._in_one_pass(x.detach()) if one_pass else (None, None)
         if self.observing and not self.dynamic and x.numel():
-            clips, rows = self._note(x.detach())
+            seen = self._note(x.detach(), seen)
         if not self.enabled:
             return x
-        if self.dynamic:
-            return dynamic_rounded(x, self.bits, self.symmetric, self.row_dims, parts)
         if self.learning:
             take = _Taker(self, self.unit())
             return rounded(x, self.scale, self.zero_point, self.levels, take, numbers=self.numbers)
-        grid = (self.numbers, self.levels)
-        if common is not None and self.numbers is not None and grid in common.results:
-            return common.results[grid]
-        y = rounded(x, self.scale, self.zero_point, self.levels, numbers=self.numbers, clips=clips, rows=rows)
-        if common is not None:
+        if known is not None:
+            return known
+        held = {"clips": self._clips(seen[0]), "rows": seen[1]} if seen else {}
+        y = rounded(x, self.scale, self.zero_point, self.levels, numbers=self.numbers, **held, made=made)
+        if common is not None and self.numbers is not None:
             common.results[grid] = y
         return y
 
-    def _note(self, x: Tensor) -> tuple[Clips, RowEnds | None]:
-        """Takes down what ``x`` holds; returns what is known of what the present grid clips of it."""
-        known = None if self.common is None else self.common.ends
-        ends, rows = known or ends_of(x)
+    def _in_one_pass(self, x: Tensor) -> tuple[Tensor | None, _Seen | None]:
+        """``x`` on the grid, and what was seen on the way; None and None where that takes more than a pass."""
+        width = width_of_rows(x)
+        if self.numbers is None or width is None:
+            return None, None
+        (scale, offset), (lowest, highest) = self.numbers, self.levels
+        found = fused.rounded(x, width, scale, lowest - offset, highest - offset)
+        if found is None:
+            return None, None
+        y, low, high = found
+        return y, ends_of_rows(RowEnds(low=low, high=high, width=width))
+
+    def _note(self, x: Tensor, seen: _Seen | None) -> _Seen:
+        """Takes down what ``x`` holds, and returns it; ``seen`` is that where it is known."""
         if self.common is not None:
-            self.common.ends = ends, rows
+            seen = self.common.ends = self.common.ends or seen or ends_of(x)
+        ends, rows = seen or ends_of(x)
         self.__dict__["_ends"] = of_both(self._ends, ends)  # a module's own way to set is slow
         if self.counts is not None:
             valid = self.rows()
             real = x if valid is None or len(valid) != len(x) else x[valid]
             counts = histogram(real)
             self._tally = counts if self._tally is None else self._tally + counts
+        return ends, rows
+
+    def _clips(self, ends: Ends) -> Clips:
+        """What the present grid clips of a tensor with these ends."""
         if self.numbers is None or isinstance(ends, Tensor):
-            return "perhaps", None
+            return "perhaps"
         (scale, offset), (lowest, highest), (low, high) = self.numbers, self.levels, ends
         beyond = max(
             lowest - offset + low / scale, high / scale - highest + offset
         )  # steps past the last level
-        return "perhaps" if beyond >= 0.5 else "rim" if beyond > 0.49 else "nothing", rows
+        return "perhaps" if not beyond < 0.5 else "rim" if beyond > 0.49 else "nothing"
 
     @property
     def seen(self) -> Tensor | None:

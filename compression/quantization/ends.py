@@ -31,15 +31,19 @@ def ends_of(x: Tensor) -> tuple[Ends, RowEnds | None]:
     """Of one tensor, not empty, and of its rows on the CPU where it has such. cost: two passes."""
     if x.device.type != "cpu":
         return torch.stack((x.amin().neg(), x.amax())).float(), None
-    width = _width_of_rows(x)
+    width = width_of_rows(x)
     if width is None:
         return (-float(x.amin()), float(x.amax())), None
     by_rows = x.view(-1, width)
-    rows = RowEnds(low=by_rows.amin(1), high=by_rows.amax(1), width=width)
+    return ends_of_rows(RowEnds(low=by_rows.amin(1), high=by_rows.amax(1), width=width))
+
+
+def ends_of_rows(rows: RowEnds) -> tuple[Ends, RowEnds]:
+    """Of a tensor on the CPU whose rows are known."""
     return (-float(rows.low.amin()), float(rows.high.amax())), rows
 
 
-def _width_of_rows(x: Tensor) -> int | None:
+def width_of_rows(x: Tensor) -> int | None:
     """Values in as few trailing dims as make a row; None where rows would be strided or too few."""
     if not x.is_contiguous():
         return None

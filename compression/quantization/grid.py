@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import fused
+
 _DROPPED = 8  # of the 24 significant bits of a float32
 
 
@@ -76,12 +78,14 @@ def from_levels(q: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
 
 
 def snap_(x: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> Tensor:
-    """Move every value of ``x`` (float32) to the nearest value of its grid, in place. cost: four passes over ``x``."""
+    """Move every value of ``x`` (float32) to the nearest value of its grid, in place.
+
+    cost: one pass over ``x``; four without a C compiler, on other devices, and on affine grids.
+    """
     lowest, highest = levels(bits, zero_point is None)
-    x.div_(scale).round_()
     if zero_point is None:
-        return x.clamp_(lowest, highest).mul_(scale)
-    return x.clamp_(lowest - zero_point, highest - zero_point).mul_(scale)
+        return fused.snap_(x, scale, lowest, highest)
+    return x.div_(scale).round_().clamp_(lowest - zero_point, highest - zero_point).mul_(scale)
 
 
 def off_grid(x: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ def rounded(
     numbers: tuple[float, int] | None = None,
     clips: Clips = "perhaps",
     rows: RowEnds | None = None,
+    made: Tensor | None = None,
 ) -> Tensor:
     """``x`` on the grid of ``scale`` and ``zero_point`` (0-dim) with levels ``ends[0] … ends[1]``, in its dtype.
 
@@ -34,11 +36,23 @@ def rounded(
     numbers: scale and zero point as numbers, if they are at hand: that saves two of six passes.
     clips: what is known of ``x``, with ``numbers`` at hand: where nothing is clipped, the gradient passes unchanged.
     rows: the ends of its rows, with ``numbers`` at hand: only rows with something clipped are kept for backward.
+    made: the values on the grid, where they are known.
     source: Bengio et al. 2013, arXiv:1308.3432 (straight-through); for ``take`` see `step_size`.
     """
     # Without a tensor that wants a gradient there is no backward: a first layer's input wants none.
     wants = None if take is None else torch.zeros((), device=x.device, requires_grad=True)
-    return _Round.apply(x, scale, zero_point, ends, take, wants, numbers, clips, rows)  # pyright: ignore[reportReturnType]
+    known = _Known(numbers=numbers, clips=clips, rows=rows, made=made)
+    return _Round.apply(x, scale, zero_point, ends, take, wants, known)  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """See `rounded`. One object, so that autograd does not look at the tensors in it."""
+
+    numbers: tuple[float, int] | None
+    clips: Clips
+    rows: RowEnds | None
+    made: Tensor | None
 
 
 class _Round(torch.autograd.Function):
@@ -53,16 +67,10 @@ class _Round(torch.autograd.Function):
         ends: tuple[int, int],
         take: Any,
         wants: Any,
-        numbers: tuple[float, int] | None,
-        clips: Clips,
-        rows: RowEnds | None,
+        known: _Known,
     ) -> Tensor:
-        q = (x.float() / scale).round_()
-        if numbers is None:
-            q.add_(zero_point).clamp_(*ends).sub_(zero_point)
-        elif clips != "nothing":
-            q.clamp_(ends[0] - numbers[1], ends[1] - numbers[1])
-        y = q.mul_(scale).to(x.dtype)
+        numbers, clips, rows = known.numbers, known.clips, known.rows
+        y = _on_grid(x, scale, zero_point, ends, known) if known.made is None else known.made
         ctx.numbers, ctx.ends, ctx.take = numbers, ends, take
         ctx.inside, ctx.width = clips != "perhaps" and take is None, None
         if ctx.inside:
@@ -79,20 +87,29 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         if ctx.inside:
-            return grads[0], *[None] * 8
+            return grads[0], *[None] * 6
         if ctx.width is not None:
             beyond, x = ctx.saved_tensors
             grad = grads[0].clone(memory_format=torch.contiguous_format)
             by_rows = grad.view(-1, ctx.width)
             by_rows[beyond] = unclipped(by_rows[beyond], x, *_clipped_from(ctx.ends, *ctx.numbers))
-            return grad, *[None] * 8
+            return grad, *[None] * 6
         x, scale, zero_point, *y = ctx.saved_tensors
         if ctx.numbers is not None:
             scale, zero_point = ctx.numbers
         grad = unclipped(grads[0], x, *_clipped_from(ctx.ends, scale, zero_point))
         if ctx.take is not None:
             ctx.take(_dot(grads[0], y[0]) - _dot(grad, x))
-        return grad, *[None] * 8
+        return grad, *[None] * 6
+
+
+def _on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, ends: tuple[int, int], known: _Known) -> Tensor:
+    q = (x.float() / scale).round_()
+    if known.numbers is None:
+        q.add_(zero_point).clamp_(*ends).sub_(zero_point)
+    elif known.clips != "nothing":
+        q.clamp_(ends[0] - known.numbers[1], ends[1] - known.numbers[1])
+    return q.mul_(scale).to(x.dtype)
 
 
 def _clipped_from(ends: tuple[int, int], scale: Any, zero_point: Any) -> tuple[Any, Any]:

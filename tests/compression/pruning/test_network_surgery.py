@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from forgepress.compression import Chain, Run
-from forgepress.compression.pruning.network_surgery import NetworkSurgery, splice
+from forgepress.compression.fused import splice_
+from forgepress.compression.pruning.network_surgery import NetworkSurgery
 from forgepress.errors import ConfigError
 from forgepress.tests.compression.loops import chain_of, gradient, parameters, training, zeros
 from torch import Tensor
@@ -142,7 +143,7 @@ def test_zeros_grow_along_a_cubic_ramp_that_ends_at_two_thirds_of_stop() -> None
 def test_splicing_prunes_at_or_below_the_lower_threshold_and_returns_above_the_upper_one() -> None:
     dense = torch.tensor([-0.9, 0.91, -1.0, 1.0, 1.1, -1.11])
     mask = torch.tensor([True, False, True, False, False, False])
-    assert splice(dense, mask, 0.9, 1.1).tolist() == [False, False, True, False, False, True]
+    assert splice_(mask, dense, 0.9, 1.1).tolist() == [False, False, True, False, False, True]
 
 
 def test_a_mask_that_would_never_freeze_is_refused_at_the_first_step() -> None:

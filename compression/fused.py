@@ -1,0 +1,93 @@
+"""Elementwise work on float32 values of a CPU, in one pass where torch makes several; the same values.
+
+The pass is compiled C (see `c_functions`). Where that is not to be had, for other devices and dtypes, and where torch
+has more threads for its passes than the one pass saves, torch does it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..c_functions import load
+
+_SOURCE = Path(__file__).with_name("fused.c")
+_TAKES = {"masked": "npp", "splice": "nppff", "snap": "nnppff", "rounded": "nnppfffpp"}
+# No product may be added to a sum unrounded; the others let rintf become one instruction.
+_FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+
+
+@cache
+def library() -> Any:
+    """The compiled functions of fused.c; None where they cannot be had."""
+    return load(_SOURCE, _TAKES, flags=_FLAGS)
+
+
+def masked_(x: Tensor, mask: Tensor) -> Tensor:
+    """``x`` times ``mask`` (bool, of its shape), in place: zeros where that is False."""
+    if _fits(x, saves=2) and _goes_with(mask, x):
+        library().forgepress_masked(x.numel(), x.data_ptr(), mask.data_ptr())
+        return x
+    # As bytes of 0 and 1, without a copy: a product with those takes half the time of one with bools.
+    return x.mul_(mask.view(torch.uint8))
+
+
+def splice_(mask: Tensor, dense: Tensor, low: float, high: float) -> Tensor:
+    """Renew ``mask`` in place: False where a magnitude is at or below ``low``, True above ``high``, else as it was.
+
+    dense: weights of any shape; mask: bool of that shape.
+    """
+    if _fits(dense, saves=7) and _goes_with(mask, dense):
+        library().forgepress_splice(dense.numel(), dense.data_ptr(), mask.data_ptr(), low, high)
+        return mask
+    magnitude = dense.abs()
+    # Compared into floats and turned into bools: on a CPU that takes half the time of a comparison into bools.
+    above = torch.gt(magnitude, high, out=torch.empty_like(magnitude)).bool()
+    return mask.logical_and_(magnitude.gt_(low).bool()).logical_or_(above)
+
+
+def snap_(x: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
+    """Move every value of ``x`` to the nearest of (lowest … highest) · scale, in place; halves to the even level.
+
+    scale: float32, of one value, or of one for each place of dim 0 ([rows, 1, …]), or as `torch.mul` takes it.
+    """
+    rows = scale.numel()
+    if rows in (1, len(x) if x.ndim else 1) and scale.shape[:1].numel() == rows and _fits(x, saves=4):
+        held = scale.detach().contiguous()
+        width = x.numel() // rows
+        library().forgepress_snap(rows, width, x.data_ptr(), held.data_ptr(), lowest, highest)
+        return x
+    return x.div_(scale).round_().clamp_(lowest, highest).mul_(scale)
+
+
+def rounded(
+    x: Tensor, width: int, scale: float, lowest: int, highest: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(the nearest of (lowest … highest) · scale to every value, lowest and highest value of each row of ``width``).
+
+    returns: a tensor like ``x`` and two float32 [x.numel() / width], NaN for a row that holds one; None where it
+        is no single pass.
+    """
+    if not _fits(x, saves=4) or scale == 0.0:
+        return None
+    rows = x.numel() // width
+    y, low, high = torch.empty_like(x), x.new_empty(rows), x.new_empty(rows)
+    places = (y.data_ptr(), scale, lowest, highest, low.data_ptr(), high.data_ptr())
+    library().forgepress_rounded(rows, width, x.data_ptr(), *places)
+    return y, low, high
+
+
+def _fits(x: Tensor, *, saves: int) -> bool:
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and x.numel() > 0
+    return plain and type(x) in _PLAIN and torch.get_num_threads() <= saves and library() is not None
+
+
+def _goes_with(mask: Tensor, x: Tensor) -> bool:
+    return mask.shape == x.shape and mask.dtype == torch.bool and mask.is_contiguous()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)  # a subclass may lie elsewhere than its address says
