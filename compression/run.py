@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,18 @@ from .weight import Weight
 
 Reduce = Callable[[Tensor, str], Tensor]
 """Combine a tensor (``sum`` or ``max``) over all ranks that hold other weights: shards, tensor parts, stages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Which places of each row are here: of so many pieces of equal length, that with this number.
+
+    gather: [rows, L, W] of the places here → [rows, T, W] of all, with gradients (None: they are all here).
+    """
+
+    index: int = 0
+    pieces: int = 1
+    gather: Callable[[Tensor], Tensor] | None = None
 
 
 class Now:
@@ -45,6 +58,7 @@ class Run:
             of them adds up to the global mean over micro-batches and ranks.
     copies: ranks along the tensor axis: as many see the same values of an activation, where they do not have a part
             of its features each. By that a sum `over_rows` counts such values too often.
+    piece:  which places (tokens) of each row are here, where ranks share a row.
 
     For a loop of your own: ``Run(weights_of(dict(model.named_parameters())), steps=1000)``.
     """
@@ -62,6 +76,7 @@ class Run:
         teacher: Any = None,
         items_mask: Callable[[Mapping[str, Tensor], Tensor | None, Tensor], Tensor] | None = None,
         copies: int = 1,
+        piece: Piece | None = None,
     ) -> None:
         """reduce, over_rows: how to combine over other ranks (None: this process is alone); see the calls below.
         teacher: whom techniques of distillation ask: a `Teacher`, or a function of their ``teacher`` that gives one.
@@ -79,6 +94,7 @@ class Run:
         self.rows = 1.0
         self.items: float | Tensor = 1.0
         self.copies = copies
+        self.piece = piece or Piece()
         self.loss_scale: float | Tensor = 1.0  # of float16 training
         self.attached: dict[str, Tensor] = {}
         self.teacher = teacher

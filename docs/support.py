@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
     "tests/contract/test_every_technique_on_every_mesh.py",
     "tests/contract/test_every_technique_on_pieces_of_sequences.py",
+    "tests/contract/test_every_removal_on_every_mesh.py",
 )
 NOTE = "# Written by docs/support.py from a run of the contract tests.\n"
 _CASE = re.compile(r"test_gives_the_result_of_one_process\w*\[([\w.]+)-\d+-(.+)\]")

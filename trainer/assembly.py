@@ -21,8 +21,10 @@ from ..compression import (
 )
 from ..compression.keep import between_keepers
 from ..compression.replay import PlanEntry
+from ..compression.run import Piece
 from ..errors import ConfigError
 from ..parallel import AXES, Engine, Layout, Mesh
+from ..parallel.context import piece_of
 from ..parallel.engine import Inputs
 from ..parallel.whole import scatter
 from .config import PhaseConfig, RunConfig
@@ -318,10 +320,18 @@ def make_chain(
         teacher=Teachers(techniques, config, mesh, facts, engine),
         items_mask=lambda columns, valid, logits: task.items(columns, valid),
         copies=mesh.tensor,
+        piece=_piece(mesh),
     )
     chain = Chain(techniques, run)
     chain.set_up()
     return chain
+
+
+def _piece(mesh: Mesh) -> Piece | None:
+    if mesh.context == 1:
+        return None
+    here = piece_of(mesh)
+    return Piece(index=here.index, pieces=here.pieces, gather=here.gather)
 
 
 def _task(name: str, items_per_row: int | None) -> Task:

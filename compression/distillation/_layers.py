@@ -62,21 +62,37 @@ def refuse_part(x: Tensor, name: str, wanted: int | None) -> None:
         )
 
 
-def real_places(columns: Mapping[str, Tensor], places: Sequence[int]) -> Tensor | None:
-    """bool [rows, T] of a column ``attention_mask`` that fits `places` [rows, T]; None: all are real."""
-    mask = columns.get("attention_mask")
-    return mask.bool() if mask is not None and tuple(mask.shape) == tuple(places) else None
+def real_places(run: Run, places: Sequence[int]) -> Tensor | None:
+    """bool [rows, T] of a column ``attention_mask`` that fits rows of `places` [rows, T]; None: all are real.
+
+    places: those that are here, which may be a piece of each row's; returned are those of the whole row.
+    """
+    mask = run.now.columns.get("attention_mask")
+    if mask is None or len(places) != 2:
+        return None
+    fits = tuple(mask.shape) == (places[0], places[1] * run.piece.pieces)
+    return mask.bool() if fits else None
 
 
-def mean_over_places(each: Tensor, columns: Mapping[str, Tensor], valid: Tensor | None) -> Tensor:
+def mean_over_places(run: Run, each: Tensor) -> Tensor:
     """Values [rows, …] → [rows]: the mean over a row's real places, 0 for a row that is padding.
 
     A mean for each row, not over all tokens: it needs no count over ranks, and a long row weighs as a short one.
+    Where a rank has pieces of rows, its share of that mean: what its places add to it.
+    raises: ConfigError for rows without places, [rows], where ranks have pieces of rows.
     """
+    pieces, valid = run.piece.pieces, run.now.valid
     if each.ndim > 1:
-        real = real_places(columns, each.shape)
+        real = real_places(run, each.shape)
         if real is None:
-            each = each.flatten(1).mean(1)
+            each = each.flatten(1).mean(1) / pieces
         else:
-            each = torch.where(real, each, 0.0).sum(1) / real.sum(1).clamp_min(1)
+            count = real.sum(1).clamp_min(1)
+            here = real.narrow(1, run.piece.index * each.shape[1], each.shape[1])
+            each = torch.where(here, each, 0.0).sum(1) / count
+    elif pieces > 1:
+        raise ConfigError(
+            "distillation: a module that gives one vector for a row, where parallel.context gives each rank a piece of "
+            "it; name modules that give one for each token, or use context: 1"
+        )
     return each if valid is None else torch.where(valid, each, 0.0)

@@ -6,6 +6,8 @@ takes a mean over rows: whoever knows the global counts divides by them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,26 +68,36 @@ def cosine_distance(teacher: Tensor, student: Tensor) -> Tensor:
     return 1.0 - F.cosine_similarity(teacher.float(), student.float(), dim=-1, eps=1e-8)
 
 
-def relation(x: Tensor, heads: int, real: Tensor | None) -> Tensor:
-    """How every place relates to every other: log of softmax(x xᵀ / √d) for each head, [B, T, W] → [B, heads, T, T].
+def relation(
+    x: Tensor, heads: int, real: Tensor | None, gather: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """How every place relates to every other: log of softmax(x xᵀ / √d) for each head, [B, L, W] → [B, heads, L, T].
 
-    heads: relation heads, parts of W that need not be the attention's own heads; d = W / heads.
-    real:  bool [B, T], False = padding, which nothing relates to; None: all are real.
+    heads:  relation heads, parts of W that need not be the attention's own heads; d = W / heads.
+    real:   bool [B, T], False = padding, which nothing relates to; None: all are real.
+    gather: [B, L, W] of the places that are here → [B, T, W] of all; None: all are here, L = T.
     """
-    split = x.float().unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, T, d]
-    scores = split @ split.transpose(-1, -2) / split.shape[-1] ** 0.5
+    split = x.float().unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, L, d]
+    whole = split if gather is None else gather(x.float()).unflatten(-1, (heads, -1)).transpose(1, 2)
+    scores = split @ whole.transpose(-1, -2) / split.shape[-1] ** 0.5
     if real is not None:
         scores = scores.masked_fill(~real[:, None, None, :], torch.finfo(torch.float32).min)
     return F.log_softmax(scores, -1)
 
 
-def relation_divergence(teacher: Tensor, student: Tensor, heads: int, real: Tensor | None) -> Tensor:
-    """Forward divergence of the relations among a row's places, averaged over heads: [B, T, W] → [B, T].
+def relation_divergence(
+    teacher: Tensor,
+    student: Tensor,
+    heads: int,
+    real: Tensor | None,
+    gather: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Forward divergence of the relations among a row's places, averaged over heads: [B, L, W] → [B, L].
 
-    Widths and attention heads may differ; only `heads` must divide both widths.
+    real, gather: see `relation`. Widths and attention heads may differ; only `heads` must divide both widths.
     source: Wang et al. 2021, MiniLMv2, arXiv:2012.15828, section 3.1.   cost: O(B · T² · W), [B, heads, T, T] twice.
     """
-    p, q = relation(teacher, heads, real), relation(student, heads, real)
+    p, q = (relation(x, heads, real, gather) for x in (teacher, student))
     return (p.exp() * (p - q)).sum(-1).mean(1)
 
 

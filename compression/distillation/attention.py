@@ -44,7 +44,7 @@ class AttentionDistillation(Distillation):
     source: Wang et al. 2021 (MiniLMv2), arXiv:2012.15828; maps: Zagoruyko and Komodakis 2017, arXiv:1612.03928.
     cost: the teacher's forward pass and its weights (sharded as the student's are); for each pair two tensors
         [rows, heads, tokens, tokens] and what autograd keeps of them; in a pipeline the teacher's projections are sent
-        to the student's stage where they are not the same.
+        to the student's stage where they are not the same; on the context axis both are gathered, token by token.
     finalize: delivers the student as it is.
     """
 
@@ -130,9 +130,9 @@ class AttentionDistillation(Distillation):
         if ours.ndim == 4:
             each = map_distance(theirs, ours)
         else:
-            real = real_places(run.now.columns, ours.shape[:2])
-            each = relation_divergence(theirs, ours, self.heads, real)
-        term = self.weight * mean_over_places(each, run.now.columns, run.now.valid).sum() / run.rows
+            real = real_places(run, ours.shape[:2])
+            each = relation_divergence(theirs, ours, self.heads, real, run.piece.gather)
+        term = self.weight * mean_over_places(run, each).sum() / run.rows
         return with_term(run, output, term, column)
 
 

@@ -144,7 +144,7 @@ class FeatureDistillation(Distillation):
                 "widths, so that a projection can be learned, or map other modules"
             )
         each = (squared_distance if self.distance == "mse" else cosine_distance)(theirs, ours)
-        term = self.weight * mean_over_places(each, run.now.columns, run.now.valid).sum() / run.rows
+        term = self.weight * mean_over_places(run, each).sum() / run.rows
         return with_term(run, output, term, column)
 
 

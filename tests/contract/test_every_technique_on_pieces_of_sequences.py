@@ -13,22 +13,27 @@ from forgepress.compression import techniques
 from forgepress.tests.meshes import CONTEXT_MESHES
 from forgepress.tests.sessions import config_of, run
 from forgepress.trainer.config import RunConfig
-from forgepress.trainer.support import support
 from forgepress.trainer.traces import Trace, compare
 
 GPT = {"name": "gpt", "layers": 2, "heads": 2, "width": 16}
 TEACHER = {**GPT, "width": 24, "seed": 8}
 TEXT = "".join("forgepress shapes metal"[(7 * i * i + i // 5) % 23] for i in range(600))
 OWN: dict[str, dict[str, Any]] = {
+    "distillation.attention": {
+        "teacher": TEACHER,
+        "layers": {
+            "blocks.1.attention.query": "blocks.1.attention.key",
+            "blocks.0.mlp.down": "blocks.0.mlp.down",
+        },
+        "heads": 2,
+    },
+    "distillation.features": {"teacher": TEACHER, "layers": {"blocks.0": "blocks.0", "norm": "norm"}},
     "distillation.logits": {"teacher": TEACHER, "temperature": 2.0, "top_k": 4},
+    "pruning.network_slimming": {"share": 0.25, "multiple": 4, "strength": 0.02},
     "pruning.structured": {"score": "l2", "multiple": 4, "heads_multiple": 1},
 }
 """Settings for a GPT, of techniques whose contract names modules of the other tests' model."""
-OVER_WHOLE_ROWS = (
-    "distillation.attention",
-    "distillation.features",
-)  # compare places of a row with one another, or take their mean: refused
-CASES = [name for name, kind in techniques().items() if kind.contract and name not in OVER_WHOLE_ROWS]
+CASES = [name for name, kind in techniques().items() if kind.contract or name in OWN]
 
 
 def config(name: str, degrees: dict[str, int], folder: Path) -> RunConfig:
@@ -63,9 +68,3 @@ def test_gives_the_result_of_one_process_on_pieces_of_sequences(name: str, mesh:
     difference = compare(alone, there)
     assert difference.within() and difference.masks == 0.0, difference
     assert len(there.steps) == 4
-
-
-def test_what_is_left_out_is_refused() -> None:
-    for name in OVER_WHOLE_ROWS:
-        reason = support().refusal(name, {"context": 2})
-        assert reason is not None and "is not proven on context=2" in reason
