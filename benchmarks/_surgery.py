@@ -17,9 +17,11 @@ def main(script: str, question: str, config: str, paper: tuple[float, float]) ->
     """
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
-    runs: Path = parser.parse_args().runs.resolve()
+    parser.add_argument("words", nargs="*", help="more overrides, such as precision=fp32")
+    given = parser.parse_args()
+    runs: Path = given.runs.resolve()
     name = Path(config).stem
-    results = [_runs.train(config, runs, f"{name}-{seed}", [f"seed={seed}"]) for seed in SEEDS]
+    results = [_runs.train(config, runs, f"{name}-{seed}", [f"seed={seed}", *given.words]) for seed in SEEDS]
     write(script, question, [*_rows(results), *_paper(paper)], seeds=list(SEEDS))
     return 0
 

@@ -21,7 +21,7 @@ from .evaluation import evaluate
 from .interrupts import Interrupts
 from .logbook import Logbook
 from .models import build_model
-from .precision import LossScaler, needs_scaler, tiny_as_zero
+from .precision import LossScaler, emulated, needs_scaler, tiny_as_zero
 from .preflight import refuse
 from .run_folder import claimed, keep_config, session
 from .same_everywhere import refuse_uneven_data
@@ -93,6 +93,8 @@ class Trainer:
         self._started = time.perf_counter()
         finished = False
         try:
+            if slow := emulated(config, mesh.device):
+                self.logbook.say(f"note: {slow}")
             if saved is not None:
                 self.logbook.final_loss = saved.state["final_loss"]
                 self.logbook.say(f"resumed from step {self.step} ({saved.folder})")

@@ -25,6 +25,28 @@ def autocast(precision: str, device: torch.device | str = "cpu") -> AbstractCont
     return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
 
 
+def emulated(config: Any, device: torch.device | None = None) -> str:
+    """What to say where half precision has no instructions on a device and is emulated; empty where all is well.
+
+    device: where the run computes; None: where it would on this machine.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    asked = {config.precision, *config.parallel.precision_by_module.values()}
+    if device.type != "cpu" or "bf16" not in asked:
+        return ""
+    if _computes_bf16():
+        return ""
+    return (
+        "precision: bf16 is emulated on this processor, which has no instructions for it; matrix products can take "
+        "fifty times as long as with precision=fp32"
+    )
+
+
+def _computes_bf16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def compute_in(part: nn.Module, precision: str, device: torch.device) -> None:
     """Run the part's forward under `autocast`, in place; the backward outside it, as torch advises."""
     if precision == "fp32":

@@ -17,6 +17,7 @@ from .config import RunConfig
 from .config_errors import config_error
 from .config_file import Origins
 from .models import BuiltModel
+from .precision import emulated
 from .preflight_activations import working_bytes
 from .preflight_context import check_context
 from .preflight_export import check_export
@@ -90,6 +91,8 @@ def examine(
     rows = None if source is None else _rows(config, source)
     check_batch(config, rows, found)
     check_levers(config, found)
+    if slow := emulated(config):
+        found.note(slow)
     report = Report(
         name=config.name,
         ranks=ranks,

@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 from forgepress.errors import ConfigError, DivergenceError
+from forgepress.trainer import precision
+from forgepress.trainer.config import RunConfig
 from forgepress.trainer.precision import LossScaler, autocast, tiny_as_zero
+from forgepress.trainer.preflight import check
 
 
 @pytest.mark.parametrize(
@@ -16,6 +19,19 @@ def test_products_run_in_the_precision_and_weights_stay_float32(precision, dtype
     with autocast(precision):
         assert linear(torch.ones(1, 3)).dtype == getattr(torch, dtype)
     assert linear.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_bf16_that_is_emulated_is_said_at_check(has_instructions, monkeypatch):
+    monkeypatch.setattr(precision, "_computes_bf16", lambda: has_instructions)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for asked, slow in (("bf16", not has_instructions), ("fp32", False)):
+        config = RunConfig.model_validate(
+            {"name": "x", "model": "lenet_300_100", "data": {"source": "digits", "batch": 30},
+             "precision": asked, "phases": [{"name": "train", "steps": 2}]}
+        )  # fmt: skip
+        notes = check(config, 1).notes
+        assert any("emulated" in note and "precision=fp32" in note for note in notes) is slow
 
 
 def test_an_unknown_precision_is_refused():
