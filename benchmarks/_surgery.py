@@ -1,13 +1,10 @@
 """What the two benchmarks of network surgery share: three seeds, the reloaded artifact's error, the paper beside it."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from forgepress.benchmarks import _runs
 from forgepress.benchmarks._result import write
-
-SEEDS = (0, 1, 2)
 
 
 def main(script: str, question: str, config: str, paper: tuple[float, float]) -> int:
@@ -15,14 +12,15 @@ def main(script: str, question: str, config: str, paper: tuple[float, float]) ->
 
     config: the YAML file in examples/.   paper: times fewer weights, test error in percent.
     """
-    parser = argparse.ArgumentParser(description=question)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
+    parser = _runs.parser(question)
     parser.add_argument("words", nargs="*", help="more overrides, such as precision=fp32")
     given = parser.parse_args()
-    runs: Path = given.runs.resolve()
     name = Path(config).stem
-    results = [_runs.train(config, runs, f"{name}-{seed}", [f"seed={seed}", *given.words]) for seed in SEEDS]
-    write(script, question, [*_rows(results), *_paper(paper)], seeds=list(SEEDS))
+    results = [
+        _runs.train(config, given.runs, f"{name}-{seed}", [f"seed={seed}", *given.words])
+        for seed in given.seeds
+    ]
+    write(script, question, [*_rows(results), *_paper(paper)], seeds=given.seeds)
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ..c_functions import load
 
@@ -31,6 +32,9 @@ def masked_(x: Tensor, mask: Tensor) -> Tensor:
     """``x`` times ``mask`` (bool, of its shape), in place: zeros where that is False."""
     if _fits(x, saves=2) and _goes_with(mask, x):
         library().forgepress_masked(x.numel(), x.data_ptr(), mask.data_ptr())
+        increment_version(
+            x
+        )  # as torch's own functions do: autograd and others see by it that values have changed
         return x
     # As bytes of 0 and 1, without a copy: a product with those takes half the time of one with bools.
     return x.mul_(mask.view(torch.uint8))
@@ -43,6 +47,7 @@ def splice_(mask: Tensor, dense: Tensor, low: float, high: float) -> Tensor:
     """
     if _fits(dense, saves=7) and _goes_with(mask, dense):
         library().forgepress_splice(dense.numel(), dense.data_ptr(), mask.data_ptr(), low, high)
+        increment_version(mask)
         return mask
     magnitude = dense.abs()
     # Compared into floats and turned into bools: on a CPU that takes half the time of a comparison into bools.
@@ -60,6 +65,7 @@ def snap_(x: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
         held = scale.detach().contiguous()
         width = x.numel() // rows
         library().forgepress_snap(rows, width, x.data_ptr(), held.data_ptr(), lowest, highest)
+        increment_version(x)
         return x
     return x.div_(scale).round_().clamp_(lowest, highest).mul_(scale)
 

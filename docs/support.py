@@ -5,6 +5,7 @@ python docs/support.py --from junit.xml …    from runs of `pytest tests/contra
                                              an empty table: what a table refuses cannot pass
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -35,7 +36,9 @@ def main(arguments: list[str]) -> int:
         write({}, {})
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "junit.xml"
-            subprocess.run([sys.executable, "-m", "pytest", *TESTS, f"--junitxml={report}"], cwd=ROOT)
+            everything = {**os.environ, "FORGEPRESS_EVERYTHING": "1"}
+            command = [sys.executable, "-m", "pytest", *TESTS, f"--junitxml={report}"]
+            subprocess.run(command, cwd=ROOT, env=everything)
             found = outcomes([report])
     places = {**MESHES, **CONTEXT_MESHES, **ENGINES}
     proven = {name: [place for place in places if held.get(place)] for name, held in sorted(found.items())}

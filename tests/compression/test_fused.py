@@ -94,6 +94,16 @@ def test_a_value_that_is_no_number_is_seen() -> None:
     assert y[1].isnan().sum() == 1 and low.isnan().tolist() == high.isnan().tolist() == [False, True, False]
 
 
+def test_what_was_written_to_is_known_to_have_changed() -> None:
+    x, mask = torch.randn(4, 6), torch.ones(4, 6, dtype=torch.bool)
+    seen = x._version, mask._version
+    fused.masked_(x, mask)
+    fused.splice_(mask, x, 0.1, 0.2)
+    assert (x._version, mask._version) == (seen[0] + 1, seen[1] + 1)
+    fused.snap_(x, torch.ones(1, 1), -7, 7)
+    assert x._version == seen[0] + 2
+
+
 def test_what_is_no_plain_float32_goes_torchs_way(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = made(monkeypatch, "masked")
     mask = torch.ones(4, 6, dtype=torch.bool)

@@ -162,7 +162,7 @@ def test_a_collective_in_training_that_one_rank_enters_alone_ends_all_at_the_tim
 
 
 def test_stopped_twice_and_gone_on_with_the_run_ends_with_the_same_bits(start: Start, tmp_path: Path) -> None:
-    steps, folder = 300, tmp_path / "runs" / "stopped"
+    steps, folder = 120, tmp_path / "runs" / "stopped"
     for number in (signal.SIGTERM, signal.SIGINT):
         seen = set(folder.glob("checkpoints/step-*"))
         process = start("stopped", steps=steps)
