@@ -43,6 +43,11 @@ def emulated(config: Any, device: torch.device | None = None) -> str:
     )
 
 
+def computes_fp16() -> bool:
+    """Whether this machine's GPU, or else its CPU, multiplies fp16 by itself."""
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
 def _computes_bf16() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 

@@ -9,6 +9,7 @@ from . import engine_accelerate as accelerated
 from .config import RunConfig
 from .config_engines import AccelerateConfig, DeepSpeedConfig
 from .engine_deepspeed import Found, derive
+from .precision import computes_fp16
 
 _OTHER_AXES = ("pipeline", "context", "tensor")
 
@@ -52,12 +53,16 @@ def _accelerates_deepspeed(config: RunConfig, found: Found) -> bool:
 def _check_deepspeed(config: RunConfig, found: Found) -> None:
     parallel = config.parallel
     try:
-        stages = {derive(config, phase, found).stage for phase in config.phases[:1]}
-        for phase in config.phases[1:]:
-            derive(config, phase, found)
+        asked = [derive(config, phase, found) for phase in config.phases]
     except ConfigError as error:
         found(("parallel", "deepspeed", "config"), str(error).split(": ", 1)[-1])
         return
+    stages = {asked[0].stage}
+    if asked[0].settings["fp16"]["enabled"] and not computes_fp16():
+        found(
+            ("precision",),
+            "fp16 has no instructions on this processor, and DeepSpeed refuses it there; use bf16 or fp32",
+        )
     if stages == {0} and parallel.shard > 1:
         found(
             ("parallel", "shard"),

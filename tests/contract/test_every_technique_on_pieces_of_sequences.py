@@ -38,7 +38,8 @@ CASES = [name for name, kind in techniques().items() if kind.contract or name in
 
 def config(name: str, degrees: dict[str, int], folder: Path) -> RunConfig:
     (folder.parent / "text").write_text(TEXT)
-    technique = {"name": name, **OWN.get(name, techniques()[name].contract[0])}
+    settings = OWN[name] if name in OWN else techniques()[name].contract[0]
+    technique = {"name": name, **settings}
     return config_of(
         folder,
         degrees,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from forgepress.errors import ConfigError
 from forgepress.tests.checked_run import config, report
+from forgepress.trainer import preflight_engine
 from forgepress.trainer.config import RunConfig
 from forgepress.trainer.engine_accelerate import accelerated
 from forgepress.trainer.engine_deepspeed import zero_of
@@ -149,3 +150,13 @@ def test_an_accelerate_config_that_contradicts_the_run_is_refused_at_check(
     parallel = accelerate(own, shard=2).parallel.model_dump(mode="json")
     problems = [problem.message for problem in report(2, parallel=parallel).problems]
     assert any(said in message for message in problems), problems
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_fp16_that_deepspeed_would_refuse_on_this_processor_is_refused_before(
+    computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight_engine, "computes_fp16", lambda: computes)
+    parallel = {"engine": "deepspeed", "shard": 2, "deepspeed": {"stage": 2}}
+    said = [p.message for p in report(2, parallel=parallel, precision="fp16").problems]
+    assert any("DeepSpeed refuses it" in message for message in said) is not computes

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from forgepress.tests.sessions import OWN, config_of, run
 from forgepress.trainer.config import RunConfig
+from forgepress.trainer.precision import computes_fp16
 from forgepress.trainer.verify import Trace, compare
 
 MAGNITUDE = {"name": "pruning.magnitude", "sparsity": 0.5, "end": 0.7, "every": 1}
@@ -85,7 +86,15 @@ def test_gives_the_numbers_of_one_process(engine: str, case: str, tmp_path: Path
     assert difference.masks == 0.0
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(2, "fp16"), (3, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        pytest.param(
+            2, "fp16", marks=pytest.mark.skipif(not computes_fp16(), reason="this processor computes no fp16")
+        ),
+        (3, "bf16"),
+    ],
+)
 def test_half_precision_stays_near_full_precision(stage: int, precision: str, tmp_path: Path) -> None:
     trace = run(config("dense then sparse", zero(stage), tmp_path / "run", precision=precision))
     assert len(trace.steps) == 6
