@@ -33,6 +33,7 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("surgery_lenet300", "*"),
         ("surgery_lenet5", "*"),
         ("technique_overhead", "surgery / without"),
+        ("fused_passes", "splicing*"),
     ],
     "pruning.sparsity_penalty": [
         ("technique_overhead", "L1*"),
@@ -44,6 +45,7 @@ ROWS: dict[str, list[tuple[str, str]]] = {
     "quantization.aware_training": [
         ("cifar_quantization", "*"),
         ("minilm_quantization", "*"),
+        ("fused_passes", "*grid*"),
         ("qat_step_cost", "*/*"),
     ],
     "quantization.post_training": [("cifar_quantization", "*afterwards*"), ("minilm_int8_latency", "*")],
