@@ -57,7 +57,7 @@ class Magnitude(Technique):
         {"sparsity": 0.8, "every": 2},
         {"sparsity": 0.7, "scope": "uniform", "ramp": "linear", "every": 1},
         {"sparsity": {"fc1.*": 0.9, "fc2.weight": 0.3}, "scope": "per_layer", "ramp": "one_shot", "begin": 2},
-        {"sparsity": "2:4", "end": 5, "every": 2},
+        {"sparsity": "2:4", "end": 0.75, "every": 2},
         {"sparsity": 0.8, "scope": "erdos_renyi", "every": 3},
     )
     bytes_per_weight: ClassVar[float] = 1.0
