@@ -1,5 +1,6 @@
 """scikit-learn's handwritten digits: 1,797 real images of 8×8 that need no download."""
 
+import functools
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def digits_source(split: Split) -> ArraySource:
     return ArraySource({"inputs": inputs, "targets": targets[rows].astype(np.int64)})
 
 
+@functools.cache  # the rows to train on and those to test on are of one reading
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Images float64 [1797, 64] from 0 to 16, and what they show [1797].
 

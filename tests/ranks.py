@@ -8,6 +8,7 @@ traceback; a rank that dies or hangs fails the test, and its processes are repla
 """
 
 import atexit
+import functools
 import gc
 import multiprocessing
 import os
@@ -140,12 +141,17 @@ def _end_all() -> None:
         worker.end()
 
 
+@functools.cache  # thousands of modules, asked about at every call
+def _is_of_tests(file: str) -> bool:
+    return Path(file).resolve().is_relative_to(_HERE)
+
+
 def _by_value(task: Any) -> bytes:
     """Pickle with everything that is defined under tests/ inside: workers import no test module."""
     registered = []
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if file and module.__name__ != __name__ and Path(file).resolve().is_relative_to(_HERE):
+        if file and module.__name__ != __name__ and _is_of_tests(file):
             cloudpickle.register_pickle_by_value(module)
             registered.append(module)
     try:
@@ -160,8 +166,6 @@ def _serve(pipe: Connection) -> None:
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # what is there from the start is not looked at again: a collection after each task then costs little
     pipe.send_bytes(b"ready")
     while True:
         try:
