@@ -125,12 +125,12 @@ def _train_as_rank(config: Any, *, fresh: bool) -> int:
     die_with_parent()
     place = read_place()
     set_defaults(place)
-    fresh = fresh and not is_restart()  # started over once: what a restart finds is this run's own
 
     def work(placed: Any) -> None:
         from ..trainer.start import train as train_here
 
-        train_here(config, fresh=fresh, place=placed)
+        # Started over once: what a restart finds is this run's own. The watch has counted the starts of all hosts.
+        train_here(config, fresh=fresh and not is_restart(), place=placed)
 
     return run_rank(work, place, run_folder=config.run_folder, timeout=config.parallel.timeout)
 

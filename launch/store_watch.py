@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import ForgepressError
+from ..parallel.rounds import MEET, agent_keeps_store, round_number
 from .board import FAILED, FINISHED, RUNNING, Failure, Page, Standing, process_is_stopped
 from .environment import Place
 from .verdict import GRACE_FOR_CAUSE, Verdict, blame, grace, judge, message
 from .watch import SIGN_OF_LIFE, SILENCE, Watch, describe
 
 _STORE_TIMEOUT = 5.0  # seconds that one store operation may take: then the store's host counts as lost
-_MEET = 300.0  # seconds to wait for the store at the start: rank 0 may still be importing
 _LEAVE = 5.0  # seconds that the host of the store waits for the others before it ends
 
 
@@ -241,11 +241,7 @@ class StoreWatch(Watch):
         self._end(verdict, standings, verdict, speaks=self._place.rank == lowest)
 
     def _hosts_store(self) -> bool:
-        return self._place.rank == 0 and not _agent_has_store()
-
-
-def _agent_has_store() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return self._place.rank == 0 and not agent_keeps_store()
 
 
 def _open_store(place: Place) -> Any:
@@ -257,16 +253,21 @@ def _open_store(place: Place) -> Any:
             place.store_address,
             place.store_port,
             place.world,
-            is_master=place.rank == 0 and not _agent_has_store(),
-            timeout=timedelta(seconds=_MEET),
+            is_master=place.rank == 0 and not agent_keeps_store(),
+            timeout=timedelta(seconds=MEET),
             wait_for_workers=False,
             multi_tenant=True,  # torch.distributed opens the same port in this process later
         )
     except RuntimeError as error:
         address = f"{place.store_address}:{place.store_port}"
         raise ForgepressError(
-            f"rank {place.rank} of {place.world} did not reach the store at {address} within {_MEET:g} s; see that "
+            f"rank {place.rank} of {place.world} did not reach the store at {address} within {MEET:g} s; see that "
             f"rank 0 runs there and that the port is free and open ({str(error).splitlines()[0]})"
         ) from error
+    again = (
+        round_number(place.store_address, place.store_port, place.rank, place.world)
+        if agent_keeps_store()
+        else 0
+    )
     store.set_timeout(timedelta(seconds=_STORE_TIMEOUT))
-    return PrefixStore(f"forgepress/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"forgepress/watch/{again}", store)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import ConfigError, ForgepressError
+from .rounds import agent_keeps_store, round_number
 
 
 @contextmanager
@@ -44,9 +45,11 @@ def join(
             "start them with `forgepress train CONFIG --ranks N`, torchrun or srun"
         )
     try:
+        shared = meeting is None and agent_keeps_store()
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
-            init_method=meeting or "env://",
+            init_method=None if shared else meeting or "env://",
+            store=_store_of_round(rank, ranks, timeout) if shared else None,
             rank=rank,
             world_size=ranks,
             timeout=timedelta(seconds=timeout),
@@ -57,6 +60,14 @@ def join(
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _store_of_round(rank: int, ranks: int, timeout: float) -> dist.Store:
+    """The agent's store, without what ranks wrote there before an elastic restart."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    number = round_number(address, port, rank, ranks)
+    store = dist.TCPStore(address, port, ranks, is_master=False, timeout=timedelta(seconds=timeout))
+    return dist.PrefixStore(f"round/{number}", store)
 
 
 def _too_few(error: str, rank: int, ranks: int, meeting: str | None, timeout: float) -> str:

@@ -9,8 +9,8 @@ import torch._dynamo
 import torch.distributed.checkpoint
 import torch.distributed.pipelining
 import torch.distributed.tensor.parallel
-from forgepress.dataloading.digits import digits_source
 from forgepress.compression import structure, techniques
+from forgepress.dataloading.digits import digits_source
 from forgepress.parallel import fully_sharded, linked, links, pipeline, spread, ties
 from forgepress.trainer import loop, models, report, summary_table
 

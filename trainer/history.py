@@ -27,11 +27,11 @@ def session_id() -> str:
     given = os.environ
     if given.get(SESSION):
         return given[SESSION]
-    if given.get("SLURM_JOB_ID") and given.get("SLURM_STEP_ID"):
-        return f"slurm-{given['SLURM_JOB_ID']}.{given['SLURM_STEP_ID']}-{given.get('SLURM_RESTART_COUNT', 0)}"
-    if given.get("TORCHELASTIC_RUN_ID"):
+    if given.get("TORCHELASTIC_RUN_ID"):  # before SLURM: one step may hold several starts of torchrun's
         restart = given.get("TORCHELASTIC_RESTART_COUNT", 0)
         return f"torchrun-{given['TORCHELASTIC_RUN_ID']}-{given.get('MASTER_PORT', 0)}-{restart}"
+    if given.get("SLURM_JOB_ID") and given.get("SLURM_STEP_ID"):
+        return f"slurm-{given['SLURM_JOB_ID']}.{given['SLURM_STEP_ID']}-{given.get('SLURM_RESTART_COUNT', 0)}"
     return uuid.uuid4().hex[:12]
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from forgepress.errors import ForgepressError
+from forgepress.launch.collisions import refuse_running
 from safetensors.torch import load_file
 
 CONFIG = """
@@ -186,3 +188,20 @@ def test_stopped_twice_and_gone_on_with_the_run_ends_with_the_same_bits(start: S
     stopped, unbroken = weights_of(folder), weights_of(tmp_path / "runs" / "unbroken")
     assert stopped.keys() == unbroken.keys()
     assert all(torch.equal(stopped[name], unbroken[name]) for name in unbroken)
+
+
+def test_two_runs_at_once_share_nothing_and_end_as_one_alone(start: Start, tmp_path: Path) -> None:
+    """Ports, shared memory (a loader process of each, a cache of each) and folders; one name only one of them gets."""
+    own = ("data.batch=300", "data.mode=process", "data.cache={memory: 4194304, shared: true}")
+    before = set(os.listdir("/dev/shm"))
+    both = [start(name, *own, steps=150) for name in ("one", "two")]
+    wait_for_checkpoint(both[0], tmp_path / "runs" / "one")
+    with pytest.raises(ForgepressError, match="runs/one"):
+        refuse_running(tmp_path / "runs" / "one")
+    for process in both:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert start("alone", *own, steps=150).wait(120) == 0
+    one, two, alone = (weights_of(tmp_path / "runs" / name) for name in ("one", "two", "alone"))
+    assert all(torch.equal(one[name], alone[name]) and torch.equal(two[name], alone[name]) for name in alone)
+    assert not [name for name in set(os.listdir("/dev/shm")) - before if "forgepress" in name]
