@@ -22,13 +22,14 @@ Reduce = Callable[[Tensor, str], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Which places of each row are here: of so many pieces of equal length, that with this number.
+    """Which places of each row are here: one of so many pieces of equal length.
 
-    gather: [rows, L, W] of the places here → [rows, T, W] of all, with gradients (None: they are all here).
+    places: length L → int64 [L], where in the whole row those here stand.
+    gather: [rows, L, W] of the places here → [rows, T, W] of all in order, with gradients (None: they are all here).
     """
 
-    index: int = 0
     pieces: int = 1
+    places: Callable[[int], Tensor] = torch.arange
     gather: Callable[[Tensor], Tensor] | None = None
 
 

@@ -16,18 +16,25 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
 from .mesh import Mesh
+from .places import by_piece, halves, in_order, places_of, runs_of
 
 # Shapes: … rows and heads, T tokens of the whole sequence, L = T / pieces tokens of a piece, D width of one head.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Which tokens of each sequence are here: those from index · L on, L of them."""
+    """Which tokens of each sequence are here: L of them, see `places_of`."""
 
     index: int
     pieces: int
     gather: Callable[[Tensor], Tensor]
-    """[…, L, D] of all ranks → […, T, D], with gradients."""
+    """[…, L, D] of all ranks → […, T, D] in their order, with gradients."""
+    real: bool = True
+    """False: the tensors have shapes alone, on which torch cannot build its causal bias."""
+
+    def places(self, length: int, device: torch.device | str = "cpu") -> Tensor:
+        """int64 [length]: where in the whole sequence the tokens here stand."""
+        return places_of(self.index, self.pieces, length, device)
 
 
 def piece_of(mesh: Mesh) -> Piece:
@@ -42,11 +49,13 @@ def piece_of(mesh: Mesh) -> Piece:
 
 def shapes_only(pieces: int) -> WholeSequences:
     """For a run on shapes alone: attention as on a mesh, nothing is communicated."""
-    return WholeSequences(Piece(index=0, pieces=pieces, gather=lambda x: torch.cat([x] * pieces, dim=-2)))
+    return WholeSequences(
+        Piece(index=0, pieces=pieces, gather=lambda x: torch.cat([x] * pieces, dim=-2), real=False)
+    )
 
 
 class _Gather(torch.autograd.Function):
-    """All pieces one after the other; each rank's gradient is the sum of what all ranks have for its piece."""
+    """All pieces put in order; each rank's gradient is the sum of what all ranks have for its piece."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, pieces: int) -> Tensor:
@@ -54,11 +63,11 @@ class _Gather(torch.autograd.Function):
         x = x.contiguous()
         found = [torch.empty_like(x) for _ in range(pieces)]
         dist.all_gather(found, x, group=group)
-        return torch.cat(found, dim=-2)
+        return in_order(found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        stacked = torch.stack(gradients[0].chunk(ctx.pieces, dim=-2))  # [pieces, …, L, D]
+        stacked = by_piece(gradients[0], ctx.pieces)  # [pieces, …, L, D]
         here = torch.empty_like(stacked[0])
         dist.reduce_scatter_tensor(here, stacked.flatten(0, 1), group=ctx.group)
         return here, None, None
@@ -74,7 +83,7 @@ _acting = _Acting()
 class WholeSequences(TorchFunctionMode):
     """While this is open, `scaled_dot_product_attention` of a piece's queries goes over the whole sequence's keys.
 
-    A causal flag counts from the piece's place. A mask is taken as it is: it must be over all T keys.
+    A causal flag counts from the tokens' places. A mask is taken as it is: it must be over all T keys.
     raises: ConfigError for a mask over the piece's keys alone, for queries and keys of different sequences, and for
         attention in another form that would stay within the piece.
     cost:   keys and values of a layer are gathered forward and their gradients summed backward, 2 · rows · T · width
@@ -125,12 +134,24 @@ def _attend(
         )
     key, value = _gathered(piece, key, value)
     if is_causal:
-        end = (piece.index + 1) * length  # what comes later is seen by nobody here
-        key, value = key[..., :end, :], value[..., :end, :]
-        if piece.index:
-            return _attend_back(query, key, value, dropout_p=dropout_p, **options)
+        each = length // halves(length)
+        found = []
+        for number, asked in zip(
+            runs_of(piece.index, piece.pieces, length), query.split(each, dim=-2), strict=True
+        ):
+            end = (number + 1) * each  # what comes later is seen by nobody in this run
+            seen = (asked, key[..., :end, :], value[..., :end, :])
+            if number and piece.real:
+                found.append(_attend_back(*seen, dropout_p=dropout_p, **options))
+            else:
+                found.append(
+                    functional.scaled_dot_product_attention(
+                        *seen, dropout_p=dropout_p, is_causal=not number, **options
+                    )
+                )
+        return torch.cat(found, dim=-2)
     return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **options
+        query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, **options
     )
 
 

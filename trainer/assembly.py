@@ -331,7 +331,7 @@ def _piece(mesh: Mesh) -> Piece | None:
     if mesh.context == 1:
         return None
     here = piece_of(mesh)
-    return Piece(index=here.index, pieces=here.pieces, gather=here.gather)
+    return Piece(pieces=here.pieces, places=here.places, gather=here.gather)
 
 
 def _task(name: str, items_per_row: int | None) -> Task:

@@ -13,6 +13,7 @@ from ..dataloading import Batch
 from ..errors import DataError
 from ..parallel import Mesh
 from ..parallel.engine import Inputs
+from ..parallel.places import places_of
 from .tasks import Columns, Task
 
 _WHOLE = "attention_mask"  # keys of other pieces are seen too
@@ -33,9 +34,9 @@ def cut_batch(batch: Batch, task: Task, mesh: Mesh) -> Batch:
             f"parallel.context={mesh.context} does not divide the {length} tokens of a row; give rows of a multiple "
             "of it, or change the degree"
         )
-    here, start = length // mesh.context, mesh.coordinates["context"] * (length // mesh.context)
+    places = places_of(mesh.coordinates["context"], mesh.context, length // mesh.context)
     cut = {
-        name: column.narrow(1, start, here).contiguous()
+        name: column.index_select(1, places.to(column.device))
         if name != _WHOLE and column.ndim > 1 and column.shape[1] == length
         else column
         for name, column in columns.items()
@@ -63,7 +64,7 @@ def inputs_on(task: Task, attention: Literal["causal", "full"] | None, mesh: Mes
             return found
         tokens = _tokens(found)
         rows, length = tokens.shape[:2]
-        places = torch.arange(length, device=tokens.device) + index * length
+        places = places_of(index, mesh.context, length, tokens.device)
         found.setdefault("position_ids", places.expand(rows, length))
         if _WHOLE in found:
             seen = found[_WHOLE].bool()[:, None, None, :]

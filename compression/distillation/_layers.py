@@ -88,7 +88,7 @@ def mean_over_places(run: Run, each: Tensor) -> Tensor:
             each = each.flatten(1).mean(1) / pieces
         else:
             count = real.sum(1).clamp_min(1)
-            here = real.narrow(1, run.piece.index * each.shape[1], each.shape[1])
+            here = real.index_select(1, run.piece.places(each.shape[1]).to(real.device))
             each = torch.where(here, each, 0.0).sum(1) / count
     elif pieces > 1:
         raise ConfigError(

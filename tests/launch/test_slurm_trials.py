@@ -49,7 +49,7 @@ def _losses(name: str) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("mesh", ["shard=2", "tensor=2", "pipeline=2"])
-@pytest.mark.parametrize(("example", "steps"), [("mnist_lenet300", 60), ("gpt_shakespeare", 30)])
+@pytest.mark.parametrize(("example", "steps"), [("mnist_lenet300", 30), ("gpt_shakespeare", 8)])
 def test_an_example_on_two_nodes_has_the_losses_of_the_local_run(
     folder: Path, example: str, steps: int, mesh: str
 ):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...parallel.layout import Layout
+from ...parallel.places import places_of
 from ._base import BuiltModel, ModelSettings, Probability, Size
 
 # Shapes: B rows, T tokens, W width, N heads held here, D width of one head, V vocabulary.
@@ -21,7 +22,7 @@ class Embedding(nn.Module):
     def __init__(self, vocabulary: int, context: int, width: int, dropout: float) -> None:
         super().__init__()
         self.sequence_place = (0, 1)
-        """(index, number of pieces): which of as many pieces of each row comes in; set where sequences are cut."""
+        """(index, number of pieces): which of as many pieces of rows comes in (`places_of`); set where they are cut."""
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)
         self.dropout = nn.Dropout(dropout)
@@ -33,7 +34,11 @@ class Embedding(nn.Module):
                 f"gpt: {length * pieces} tokens a row, but the context is {self.positions.num_embeddings}; "
                 "set data.length to at most model.context"
             )
-        numbers = torch.arange(length, device=tokens.device) + index * length
+        numbers = (
+            places_of(index, pieces, length, tokens.device)
+            if pieces > 1
+            else torch.arange(length, device=tokens.device)
+        )
         return self.dropout(self.tokens(tokens) + self.positions(numbers))
 
 
