@@ -118,9 +118,11 @@ def test_digits_are_those_that_scikit_learn_loads_and_are_read_without_it(monkey
     images, targets = digits._digits()
     assert np.array_equal(images, theirs().data) and np.array_equal(targets, theirs().target)
     monkeypatch.setattr(digits, "find_spec", lambda name: None)  # another layout of files than today's
+    digits._digits.cache_clear()
     again = digits._digits()
     assert np.array_equal(again[0], images) and np.array_equal(again[1], targets)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    digits._digits.cache_clear()
     with pytest.raises(DataError, match=r"pip install 'forgepress\[examples\]'"):
         digits._digits()
 

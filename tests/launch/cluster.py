@@ -44,9 +44,9 @@ def submit(name: str, *words: str) -> str:
     return json.loads(Path("runs", name, "slurm", "job.json").read_text())["job"]
 
 
-def ended(job: str) -> int:
+def ended(job: str, seconds: float = 300.0) -> int:
     """The job's exit code, once it has ended for good; as `--wait`, but not for ever."""
-    until(lambda: job_state(job)[0] not in PENDING)
+    until(lambda: job_state(job)[0] not in PENDING, seconds)
     return wait_for(job)
 
 
