@@ -19,6 +19,8 @@ BIN := $(VENV)/bin
 PIN := $(VENV)/constraints.txt
 # Two processes, one of which has all tests on several ranks (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n 2
+# As in pyproject.toml, extra benchmarks-apart.
+APART := 'mosaicml-streaming>=0.13' 'litdata>=0.2.70'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PIN)
 # Files in benchmarks/ that are read by the others and answer no question themselves: table.py and _*.py.
 BENCHMARKS = $(filter-out benchmarks/table.py benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
@@ -45,7 +47,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(PYTEST)
 
-bench: $(VENV)/bench.stamp
+bench: $(VENV)/apart.stamp
 	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 	$(BIN)/python benchmarks/table.py
 	$(BIN)/python docs/generate.py
@@ -81,4 +83,13 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
 	@echo "Setting up $(VENV): the peers of the benchmarks"
 	@$(INSTALL) --editable '.[dev,examples,benchmarks]'
+	@touch $@
+
+# Peers that want other versions of our libraries than we do: an interpreter apart that sees ours where it has none.
+$(VENV)/apart.stamp: $(VENV)/bench.stamp
+	@echo "Setting up $(VENV)/apart: the peers that cannot be installed beside the others"
+	@$(BIN)/python -m venv $(VENV)/apart
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$($(VENV)/apart/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	@$(VENV)/apart/bin/python -m pip install --quiet --disable-pip-version-check $(APART)
 	@touch $@

@@ -1,14 +1,13 @@
 """The same rows through other libraries, each as its documentation has it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from forgepress.benchmarks import _apart
 from forgepress.benchmarks._loaders import Way, endless, lazy
-
-Decode = Callable[[bytes], torch.Tensor]
 
 
 def torch_loader(data: Any, batch: int, workers: int, *, stateful: bool = False, collate: Any = None) -> Way:
@@ -29,91 +28,47 @@ def torch_loader(data: Any, batch: int, workers: int, *, stateful: bool = False,
 class Written:
     """The same rows (bytes each) as other libraries want them on disk, each form written when it is first read."""
 
-    def __init__(self, folder: Path, name: str, rows: Sequence[bytes]) -> None:
-        self._folder, self._name, self._rows = folder, name, rows
+    def __init__(self, folder: Path, kind: str, rows: Sequence[bytes]) -> None:
+        """kind: how a row becomes a tensor, one of `_apart.DECODE`."""
+        self._folder, self._kind, self._rows = folder, kind, rows
+        self._apart = _apart.Rows(folder, kind, rows)
 
-    def way(self, library: str, batch: int, workers: int, decode: Decode) -> Way:
-        """One of LIBRARIES, shuffling; `decode` makes a tensor of a row's bytes."""
-        return lazy(lambda: LIBRARIES[library](self, batch, workers, decode))
+    def way(self, library: str, batch: int, workers: int) -> Way:
+        """One of LIBRARIES, shuffling."""
+        if library in _apart.LIBRARIES:
+            return _apart.way(library, self._apart, batch, workers)
+        return lazy(lambda: _webdataset(self._tars(), self._kind, batch, workers))
 
-    def once(self, kind: str, write: Callable[[Path, str, Sequence[bytes]], None]) -> Path:
-        """The folder with the rows in one form."""
-        place = self._folder / kind
+    def _tars(self) -> list[str]:
+        """Eight tar files with the rows."""
+        import webdataset
+
+        place = self._folder / "webdataset"
         if not place.is_dir():
             place.mkdir(parents=True)
-            write(place, self._name, self._rows)
-        return place
+            for shard in range(8):
+                with webdataset.TarWriter(str(place / f"{shard}.tar")) as writer:
+                    for number in range(shard, len(self._rows), 8):
+                        writer.write({"__key__": f"{number:08}", "row.bin": self._rows[number]})
+        return [str(file) for file in sorted(place.glob("*.tar"))]
 
 
-def _streaming(written: Written, batch: int, workers: int, decode: Decode) -> Way:
-    """MosaicML streaming over its own shards."""
-    from streaming import MDSWriter, StreamingDataset
-
-    def write(folder: Path, name: str, rows: Sequence[bytes]) -> None:
-        with MDSWriter(out=str(folder / "mds"), columns={name: "bytes"}) as writer:
-            for row in rows:
-                writer.write({name: row})
-
-    class Rows(StreamingDataset):
-        def __getitem__(self, index: Any) -> Any:
-            return decode(next(iter(super().__getitem__(index).values())))
-
-    place = str(written.once("streaming", write) / "mds")
-
-    def make() -> Any:
-        return torch.utils.data.DataLoader(
-            Rows(local=place, shuffle=True, batch_size=batch), batch, num_workers=workers
-        )
-
-    return endless(make, _first_length)
-
-
-def _litdata(written: Written, batch: int, workers: int, decode: Decode) -> Way:
-    """litdata over its own chunks."""
-    import litdata
-    from litdata.streaming.writer import BinaryWriter
-
-    def write(folder: Path, name: str, rows: Sequence[bytes]) -> None:
-        writer = BinaryWriter(str(folder), chunk_bytes="64MB")
-        for number, row in enumerate(rows):
-            writer[number] = {name: row}
-        writer.done()
-        writer.merge()
-
-    class Rows(litdata.StreamingDataset):
-        def __getitem__(self, index: Any) -> Any:
-            return decode(next(iter(super().__getitem__(index).values())))
-
-    place = str(written.once("litdata", write))
-    return endless(
-        lambda: litdata.StreamingDataLoader(Rows(place, shuffle=True), batch_size=batch, num_workers=workers),
-        _first_length,
-    )
-
-
-def _webdataset(written: Written, batch: int, workers: int, decode: Decode) -> Way:
-    """webdataset over eight tar files, a thousand rows shuffled at a time."""
+def _webdataset(files: Sequence[str], kind: str, batch: int, workers: int) -> Way:
+    """webdataset over tar files, a thousand rows shuffled at a time."""
     import webdataset
 
-    def write(folder: Path, name: str, rows: Sequence[bytes]) -> None:
-        for shard in range(8):
-            with webdataset.TarWriter(str(folder / f"{shard}.tar")) as writer:
-                for number in range(shard, len(rows), 8):
-                    writer.write({"__key__": f"{number:08}", f"{name}.bin": rows[number]})
-
-    place = written.once("webdataset", write)
-    files = [str(file) for file in sorted(place.glob("*.tar"))]
+    decode = _apart.DECODE[kind]
 
     def make() -> Any:
-        rows = webdataset.WebDataset(files, shardshuffle=len(files)).shuffle(1000)
-        rows = rows.map(lambda row: decode(next(row[key] for key in row if key.endswith(".bin"))))
+        rows = webdataset.WebDataset(list(files), shardshuffle=len(files)).shuffle(1000)
+        rows = rows.map(lambda row: decode(row["row.bin"]))
         return webdataset.WebLoader(rows.batched(batch), batch_size=None, num_workers=workers)
 
     return endless(make, _first_length)
 
 
-LIBRARIES = {"MosaicML streaming": _streaming, "litdata": _litdata, "webdataset": _webdataset}
-"""Name → way over rows that `Written` writes."""
+LIBRARIES = (*_apart.LIBRARIES, "webdataset")
+"""Those that read rows that `Written` writes."""
 
 
 def grain(data: Any, batch: int, threads: int) -> Way:

@@ -80,7 +80,7 @@ def decoding(data: Any, encoded: list[bytes], folder: Path) -> dict[str, Way]:
             lambda at: np.stack([_pixels(encoded[row]) for row in at]), len(encoded), BATCH, 2
         ),
         **{
-            f"{library}, {n} workers, same decoder": shards.way(library, BATCH, n, _tensor)
+            f"{library}, {n} workers, same decoder": shards.way(library, BATCH, n)
             for library in peers.LIBRARIES
             for n in (0, 2)
         },
@@ -117,10 +117,6 @@ def _pixels(content: bytes) -> np.ndarray:
     import simplejpeg
 
     return simplejpeg.decode_jpeg(content, "RGB")
-
-
-def _tensor(content: bytes) -> torch.Tensor:
-    return torch.from_numpy(_pixels(content))
 
 
 def _decoded(rows: dict[str, list[Any]]) -> dict[str, Any]:

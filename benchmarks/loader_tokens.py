@@ -61,14 +61,10 @@ def ways(folder: Path, count: int) -> dict[str, Way]:
     }
     shards = peers.Written(folder, "tokens", [row.tobytes() for row in tokens])
     return found | {
-        f"{library}, {n} workers": shards.way(library, BATCH, n, _row)
+        f"{library}, {n} workers": shards.way(library, BATCH, n)
         for library in peers.LIBRARIES
         for n in (0, 2)
     }
-
-
-def _row(content: bytes) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(content, np.int32).copy())
 
 
 def _limit(tokens: np.ndarray) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import ConfigError
+from .heads import divide_counts, part_of_heads
+from .layout import COLUMN_STYLES
 from .shadow import share_tensors
 
 
@@ -19,12 +21,13 @@ def find_between(
     degree: int,
     call: Callable[[nn.Module, FakeTensorMode], Any],
     gathered: frozenset[str] = frozenset(),
+    counts: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Names of the undivided parameters whose gradient on a rank is that of its part alone: it must be summed.
 
     The model is run on shapes alone, each divided layer with one rank's part of its features.
-    plan:     module → column or row, as `resolve_plan` gives it.   call: as for `find_links`.
-    gathered: columns whose output is made whole at once.
+    plan:     module → its cut, as `resolve_plan` gives it.   call: as for `find_links`.
+    gathered: columns whose output is made whole at once.   counts: as `Layout.counts`.
     raises:   ConfigError where the model cannot go on with a part of the features.   cost: one forward and one
         backward without numbers.
     """
@@ -41,6 +44,7 @@ def find_between(
     for name, style in plan.items():
         if name not in gathered:
             _take_part(shadow.get_submodule(name), style, degree, before_rows)
+    divide_counts(shadow, {n: style for n, style in plan.items() if n not in gathered}, counts, degree)
     last: list[str] = []
     for name, module in shadow.named_modules():
         module.register_forward_pre_hook(lambda _, args, name=name: last.append(name))
@@ -71,14 +75,16 @@ def _take_part(module: nn.Module, style: str, degree: int, before_rows: list[Ten
     plain = module.forward
 
     def column(x: Tensor) -> Tensor:
-        y = plain(x).chunk(degree, dim=-1)[0].detach().requires_grad_()
+        y = plain(x)
+        y = part_of_heads(y, degree) if style == "qkv" else y.chunk(degree, dim=-1)[0]
+        y = y.detach().requires_grad_()
         return y.clone()  # a clone may be written to
 
     def row(x: Tensor) -> Tensor:
         before_rows.append(x)
         return plain(torch.cat([x] * degree, dim=-1))
 
-    if style == "column":
+    if style in COLUMN_STYLES:
         module.forward = column
     elif not isinstance(module, nn.Embedding):
         module.forward = row

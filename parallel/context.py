@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError
 from .mesh import Mesh
-from .places import by_piece, halves, in_order, places_of, runs_of
+from .places import by_piece, in_order, places_of, runs_in, runs_of
 
 # Shapes: … rows and heads, T tokens of the whole sequence, L = T / pieces tokens of a piece, D width of one head.
 
@@ -134,7 +134,7 @@ def _attend(
         )
     key, value = _gathered(piece, key, value)
     if is_causal:
-        each = length // halves(length)
+        each = length // runs_in(length)
         found = []
         for number, asked in zip(
             runs_of(piece.index, piece.pieces, length), query.split(each, dim=-2), strict=True

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-TENSOR_STYLES = ("column", "row", "replicate")
+TENSOR_STYLES = ("column", "qkv", "row", "replicate")
+COLUMN_STYLES = ("column", "qkv")
+"""Those that divide output features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,13 @@ class Layout:
     exactly their composition. Empty: not known, so the model cannot be cut into pipeline stages."""
 
     tensor_plan: Mapping[str, str] = field(default_factory=dict)
-    """Glob over module names → "column" (output features are divided), "row" (input features are divided) or
-    "replicate". Modules that no glob names are whole on every rank of the tensor axis."""
+    """Glob over module names → "column" (output features are divided), "qkv" (so too, of query, key and value in one
+    matrix: see `counts`), "row" (input features are divided) or "replicate". Modules that no glob names are whole on
+    every rank of the tensor axis."""
+
+    counts: tuple[str, ...] = ()
+    """Globs over "module.attribute", of modules right around a "qkv" layer: the numbers of heads and features that
+    their forward goes by, divided where that layer is ("*.attn.num_heads")."""
 
     divisible: Mapping[str, int] = field(default_factory=dict)
     """Numbers that the tensor axis must divide, by the name a person knows: {"attention heads": 6}."""

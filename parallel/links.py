@@ -118,7 +118,8 @@ def _longest(calls: list[_Call]) -> list[_Call]:
                 best[after] = max(best[after], longer)
     if not calls:
         return []
-    at, chain = max(range(len(calls)), key=lambda number: best[number][:2]), []
+    # A single call is no chain, however heavy: an embedding, say, to whose output positions are added.
+    at, chain = max(range(len(calls)), key=lambda number: (best[number][1] > 1, *best[number][:2])), []
     while at >= 0:
         chain.append(calls[at])
         at = best[at][2]

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 
-def halves(length: int) -> int:
+def runs_in(length: int) -> int:
     """Runs that a piece of `length` tokens is made of."""
     return 2 if length % 2 == 0 else 1
 
 
 def runs_of(index: int, pieces: int, length: int) -> list[int]:
-    """The numbers, counted along the sequence, of the runs in piece `index`; each has length / halves tokens."""
-    return [index, 2 * pieces - 1 - index] if halves(length) == 2 else [index]
+    """The numbers, counted along the sequence, of the runs in piece `index`; each has length / runs_in tokens."""
+    return [index, 2 * pieces - 1 - index] if runs_in(length) == 2 else [index]
 
 
 def places_of(index: int, pieces: int, length: int, device: torch.device | str = "cpu") -> Tensor:
     """int64 [length]: where in the whole sequence the tokens of piece `index` stand, rising."""
-    each = length // halves(length)
+    each = length // runs_in(length)
     run = torch.arange(each, device=device)
     return torch.cat([run + number * each for number in runs_of(index, pieces, length)])
 
@@ -29,7 +29,7 @@ def places_of(index: int, pieces: int, length: int, device: torch.device | str =
 def in_order(found: list[Tensor]) -> Tensor:
     """All pieces […, L, D], by index → the whole sequence […, T, D]."""
     length = found[0].shape[-2]
-    if halves(length) == 1:
+    if runs_in(length) == 1:
         return torch.cat(found, dim=-2)
     first, last = zip(*(x.tensor_split(2, dim=-2) for x in found), strict=True)
     return torch.cat([*first, *reversed(last)], dim=-2)
@@ -37,7 +37,7 @@ def in_order(found: list[Tensor]) -> Tensor:
 
 def by_piece(whole: Tensor, pieces: int) -> Tensor:
     """The whole sequence […, T, D] → [pieces, …, L, D]: what `in_order` has put together."""
-    if halves(whole.shape[-2] // pieces) == 1:
+    if runs_in(whole.shape[-2] // pieces) == 1:
         return torch.stack(whole.chunk(pieces, dim=-2))
     runs = whole.chunk(2 * pieces, dim=-2)
     return torch.stack([torch.cat([runs[i], runs[-1 - i]], dim=-2) for i in range(pieces)])

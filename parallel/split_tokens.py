@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import ConfigError
-from .layout import Layout
+from .layout import COLUMN_STYLES, Layout
 
 # Shapes: hidden states [rows, T, width] whole, [rows, T / degree, width] split.
 
@@ -23,13 +23,17 @@ def inside(name: str, blocks: Sequence[str]) -> bool:
 def entries(plan: Mapping[str, str], blocks: Sequence[str]) -> dict[str, list[str]]:
     """The modules before which a block's tokens are made whole → the column layers that this is for.
 
-    Layers with the same parent take them together: the parent, attention say, looks at the whole sequence itself.
+    Layers with the same parent take them together: the parent, attention say, looks at the whole sequence itself. So
+    does the parent of a qkv layer.
     """
     by_parent: dict[str, list[str]] = {}
     for name, style in plan.items():
-        if style == "column" and inside(name, blocks):
+        if style in COLUMN_STYLES and inside(name, blocks):
             by_parent.setdefault(name.rpartition(".")[0], []).append(name)
-    return {parent if len(names) > 1 else names[0]: names for parent, names in by_parent.items()}
+    return {
+        parent if len(names) > 1 or plan[names[0]] == "qkv" else names[0]: names
+        for parent, names in by_parent.items()
+    }
 
 
 def split_tokens(part: nn.Module, plan: Mapping[str, str], blocks: Sequence[str], mesh: DeviceMesh) -> None:

@@ -155,7 +155,15 @@ def _finish(part: nn.Module, cuts: _Cuts, mesh: Mesh, offload: bool) -> WholeMod
     if live:
         held = {name: style for name, style in cuts.plan.items() if inside(name, live)}
         split_tokens(part, held, live, mesh.axes("tensor"))
-    divide(part, cuts.plan, cuts.gathered, mesh, parts_of_tokens=live, parts_of_classes=cuts.parts_of_classes)
+    divide(
+        part,
+        cuts.plan,
+        cuts.gathered,
+        mesh,
+        counts=cuts.layout.counts,
+        parts_of_tokens=live,
+        parts_of_classes=cuts.parts_of_classes,
+    )
     sharded = mesh.shard * mesh.context > 1 or (mesh.replicate > 1 and mesh.tensor * mesh.pipeline > 1)
     if sharded:
         from .fully_sharded import shard_parameters

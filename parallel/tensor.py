@@ -10,14 +10,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .layout import TENSOR_STYLES, Layout
+from .heads import deal_heads, divide_counts, fitting
+from .layout import COLUMN_STYLES, TENSOR_STYLES, Layout
 from .mesh import Mesh
 from .split_tokens import inside
 from .whole import is_divided
 
 
 def resolve_plan(model: nn.Module, layout: Layout, degree: int) -> dict[str, str]:
-    """Module name → "column" or "row", every glob of the plan resolved and checked against the whole model.
+    """Module name → "column", "qkv" or "row", every glob of the plan resolved and checked against the whole model.
 
     Where several globs name a module, the last one counts.
     raises: ConfigError for a glob that names nothing, an unknown style, a module that cannot be divided, a
@@ -60,17 +61,22 @@ def _check_modules(
     for name, style in plan.items():
         module = modules[name]
         if isinstance(module, nn.Linear):
-            features = module.out_features if style == "column" else module.in_features
+            features = module.out_features if style in COLUMN_STYLES else module.in_features
         elif isinstance(module, nn.Embedding):
             features = module.embedding_dim if style == "column" else module.num_embeddings
         elif is_transposed(module):
-            features = module.nf if style == "column" else module.nx
+            features = module.nf if style in COLUMN_STYLES else module.nx
         else:
             raise ConfigError(
                 f"tensor plan: {name} is a {type(module).__name__}; only Linear and Embedding can be divided"
             )
+        if style == "qkv" and (isinstance(module, nn.Embedding) or not fitting(features, degree)):
+            raise ConfigError(
+                f"tensor plan: {name} is no query, key and value in one matrix for parallel.tensor={degree}: want a "
+                f"Linear whose {features} output features are three times a multiple of {degree}"
+            )
         if features % degree:
-            side = "output" if style == "column" else "input"
+            side = "output" if style in COLUMN_STYLES else "input"
             raise ConfigError(
                 f"parallel.tensor={degree} does not divide the {features} {side} features of {name}"
             )
@@ -85,6 +91,11 @@ def _check_modules(
 def is_transposed(module: nn.Module) -> TypeGuard[Any]:
     """Whether `module` is transformers' Conv1D, a linear layer whose weight is [in, out]; by its form alone."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
+
+
+def cut_dim(module: nn.Module, style: str) -> int:
+    """Which dim of the weight of `module` this style of a plan divides."""
+    return int((style in COLUMN_STYLES) == is_transposed(module))
 
 
 def _by_rows(module: nn.Module, style: str | None) -> bool:
@@ -107,7 +118,7 @@ def open_after(model: nn.Module, order: tuple[str, ...], plan: dict[str, str]) -
     after = {}
     for member in order:
         for name in _inside(model, member):
-            if plan.get(name) == "column":
+            if plan.get(name) in COLUMN_STYLES:
                 open_columns = [*open_columns, name]
             elif plan.get(name) == "row":
                 open_columns = []
@@ -121,12 +132,14 @@ def divide(
     gathered: set[str],
     mesh: Mesh,
     *,
+    counts: Sequence[str] = (),
     parts_of_tokens: Sequence[str] = (),
     parts_of_classes: str = "",
 ) -> None:
     """Divide the modules of `part` in place over mesh.tensor; names of the plan that it lacks are passed over.
 
     gathered: column modules whose output is made whole again at once (a head whose logits the loss wants).
+    counts: as `Layout.counts`.
     parts_of_tokens: blocks whose row layers give each rank its part of the tokens (see `split_tokens`).
     parts_of_classes: the head, if its logits stay divided, as a DTensor.
     Parameters of other modules stay plain tensors, equal on all ranks of the axis, with equal gradients.
@@ -153,7 +166,7 @@ def divide(
         turned = is_transposed(module)
         if not (turned or isinstance(module, nn.Linear | nn.Embedding)) or not _has_weight(module):
             continue  # another stage's: an Identity here, or without its weight
-        if style == "column":
+        if style in COLUMN_STYLES:
             kind = TransposedColumn if turned else ColwiseParallel
             whole = name in gathered and name != parts_of_classes
             styles[name] = kind(
@@ -171,6 +184,10 @@ def divide(
         for first, others in ties.items():
             for name in others:
                 part.get_submodule(name).register_parameter("weight", part.get_submodule(first).weight)  # pyright: ignore[reportArgumentType]
+        dealt = {n: plan[n] for n in styles if plan[n] == "qkv" and n not in gathered}
+        for name in dealt:
+            deal_heads(part.get_submodule(name), mesh.axes("tensor"))
+        divide_counts(part, dealt, counts, mesh.tensor)
 
 
 def _ties(part: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:

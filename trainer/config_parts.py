@@ -158,7 +158,7 @@ class ParallelConfig(Part):
     """Equal pieces that a global batch is cut into; gradients are summed over them."""
     stages: Annotated[tuple[Annotated[tuple[str, ...], Listed], ...], Listed] | None = None
     """Globs over module names for each pipeline stage, in order; empty: balanced by cost."""
-    tensor_plan: dict[str, Literal["column", "row", "replicate"]] | None = None
+    tensor_plan: dict[str, Literal["column", "qkv", "row", "replicate"]] | None = None
     """Glob over module names → how the layer is cut; empty: the model's own plan."""
     recompute: Every = 0
     """Activation checkpointing: every n-th block keeps its input only and runs again in the backward; 0: none."""

@@ -18,15 +18,19 @@ PARTS = ("pipeline", "shard", "context", "tensor")
 def global_norm(run: Run) -> Tensor:
     """Euclidean norm of the whole model's gradient, every distinct shard counted once. 0-dim, the same on all ranks.
 
+    float32, of float64 weights float64: also on a rank that owns none of them.
+
     cost: one pass over the local gradients; one all-reduce of a number where weights are divided.
     """
     grads = [w.grad for w in run.all_weights if w.owned and w.grad is not None and w.grad.numel()]
     device = run.all_weights[0].local.device if run.all_weights else torch.device("cpu")
-    return run.reduce(_square(grads, device), "sum").sqrt()
+    doubles = any(w.local.dtype == torch.float64 for w in run.all_weights)
+    square = _square(grads, device).to(torch.float64 if doubles else torch.float32)
+    return run.reduce(square, "sum").sqrt()
 
 
 def _square(grads: list[Tensor], device: torch.device) -> Tensor:
-    """Sum of all squares, 0-dim float32."""
+    """Sum of all squares, 0-dim."""
     if all(g.dtype == torch.float32 and g.device.type == "cpu" and g.is_contiguous() for g in grads):
         # On the CPU a dot product takes a third less time than torch's norm, and a number less than a tensor.
         flat = [g.view(-1) for g in grads]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..parallel.recompute import recomputed
 from ..parallel.schedules import SCHEDULES, stages_of
+from ..parallel.tensor import cut_dim
 from .config import RunConfig
 from .models import BuiltModel
 
@@ -51,7 +52,8 @@ def held_by_fullest_rank(
     mine = [[name for stage in held for name in stages[stage]] for held in homes]
     ranks = [_part(built, members) for members in mine] if stages else [_part(built, None)]
     local = [
-        {name: _local(name, p, config, plan) for name, p in parameters.items()} for parameters, _ in ranks
+        {name: _local(name, p, built.module, config, plan) for name, p in parameters.items()}
+        for parameters, _ in ranks
     ]
     fullest = max(range(len(ranks)), key=lambda rank: sum(local[rank].values()))
     return Held(elements=local[fullest], buffer_bytes=_size(ranks[fullest][1].values()))
@@ -76,12 +78,16 @@ def _part(built: BuiltModel, members: list[str] | None) -> tuple[dict[str, Tenso
     return dict(found.values()), {name: b for name, b in module.named_buffers() if inside(name)}
 
 
-def _local(name: str, parameter: Tensor, config: RunConfig, plan: Mapping[str, str]) -> int:
+def _local(
+    name: str, parameter: Tensor, module: nn.Module, config: RunConfig, plan: Mapping[str, str]
+) -> int:
     """Elements on the first rank: FSDP2 deals whole rows, the first ranks' shards are the longest; ZeRO elements."""
     shard, tensor = config.parallel.weight_pieces, config.parallel.tensor
-    shape, divided = list(parameter.shape), plan.get(name.rpartition(".")[0])
+    owner = name.rpartition(".")[0]
+    shape, divided = list(parameter.shape), plan.get(owner)
     if tensor > 1 and divided is not None and not (divided == "row" and len(shape) < 2):
-        shape[0 if divided == "column" else 1] //= tensor  # a row-divided layer's bias is whole
+        # A row-divided layer's bias is whole.
+        shape[cut_dim(module.get_submodule(owner), divided) if len(shape) > 1 else 0] //= tensor
     if shard == 1:
         return math.prod(shape)
     if config.parallel.engine == "deepspeed" or not shape:

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..parallel import Mesh
 from ..parallel.schedules import SCHEDULES, STAGES_PER_RANK
 from ..parallel.split import module_costs
-from ..parallel.tensor import gathered_of, open_after, resolve_plan
+from ..parallel.tensor import cut_dim, gathered_of, open_after, resolve_plan
 from .config import RunConfig, TechniqueConfig
 from .config_errors import Path, Problem, keys_at, nearest
 from .models import BuiltModel
@@ -246,7 +246,7 @@ def _check_removal(
         return
     degree = config.parallel.tensor
     for name, cut in plan.items():
-        multiple = widths.get(f"{name}.weight", {}).get(0 if cut == "column" else 1)
+        multiple = widths.get(f"{name}.weight", {}).get(cut_dim(built.module.get_submodule(name), cut))
         if multiple is not None and multiple % degree:
             found.problem(
                 path,

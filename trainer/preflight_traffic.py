@@ -161,6 +161,8 @@ def _tensor(config: RunConfig, built: BuiltModel, sizes: Sizes, plan: Mapping[st
             total += 2 * outer * twice
         else:
             total += 2 * inner + (outer * twice if name in gathered else 0)
+            if style == "qkv" and name not in gathered:  # exchanged, one rank's part forward and one backward
+                total += (1 + twice) * outer / parallel.tensor
     count = math.ceil(total * _others(parallel.tensor) * parallel.microbatches / parallel.pipeline)
     how = f"activations summed: forward behind rows, backward before columns; {parallel.microbatches} micro-batches"
     return TrafficRow(axis="tensor", bytes=count, how=how)

@@ -14,6 +14,7 @@ from torch import nn
 from ..compression import Technique, name_of
 from ..compression.outputs import logits_of
 from ..errors import ConfigError
+from ..parallel.layout import COLUMN_STYLES
 from ..parallel.tensor import resolve_plan
 from .config import RunConfig
 from .models import BuiltModel
@@ -158,7 +159,7 @@ def divided_modules(seen: Seen, plan: Mapping[str, str]) -> set[str]:
     open_now: set[str] = set()
     since: set[str] = set()
     for name in seen.order:
-        if plan.get(name) == "column":
+        if plan.get(name) in COLUMN_STYLES:
             open_now.add(name)
         elif plan.get(name) == "row":
             found |= since

@@ -36,8 +36,8 @@ def library(kind: str, task: str, **config: Any) -> dict[str, Any]:
 
 
 GPT = {"name": "gpt", "vocabulary": WORDS, "context": LENGTH, "layers": 3, "width": 16, "heads": 2}
-GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": LENGTH, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
-TIMM = {"depth": 2, "embed_dim": 16, "num_heads": 2}
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": LENGTH, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+TIMM = {"depth": 2, "embed_dim": 16, "num_heads": 4}
 SPECS: dict[str, dict[str, Any]] = {
     "gpt": {**GPT, "tied": True},
     "bert": library("bert", "masked_lm", num_attention_heads=2, **NO_DROPOUT),
@@ -149,6 +149,13 @@ FINER: list[tuple[str, dict[str, int], str, dict[str, bool]]] = [
     ("llama", {"shard": 2, "tensor": 2}, "", BOTH),
     ("gpt", {"pipeline": 2, "tensor": 2}, "interleaved_zero_bubble", BOTH),
     ("gpt", {"context": 2, "tensor": 2}, "", BOTH),
+    ("gpt2", {"tensor": 2}, "", BOTH),
+    ("gpt2", {"shard": 2, "tensor": 2}, "", {}),
+    ("gpt2", {"context": 2, "tensor": 2}, "", {}),
+    ("gpt2", {"pipeline": 2, "tensor": 2}, "1f1b", {}),
+    ("gpt2", {"tensor": 4}, "", {}),
+    ("timm", {"tensor": 4}, "", {}),
+    ("timm", {"pipeline": 2, "tensor": 2}, "1f1b", {}),
 ]
 MESHES: dict[str, tuple[dict[str, int], str]] = {
     "replicate=3": ({"replicate": 3}, ""),

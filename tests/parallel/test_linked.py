@@ -137,6 +137,16 @@ def test_cuts_are_between_blocks(name: str, cuts: list[str]) -> None:
     assert list(build_model(MODELS[name], data=facts, device=device).cuttable().layout.cuts) == cuts
 
 
+def test_an_embedding_that_is_heavier_than_all_blocks_hides_no_cut() -> None:
+    spec = MODELS["gpt2"]
+    heavy = {**spec, "config": {**spec["config"], "vocab_size": 5000}}
+    assert build_model(heavy, device="meta").cuttable().layout.cuts[1:] == (
+        "transformer.h.0",
+        "transformer.h.1",
+        "transformer.ln_f",
+    )
+
+
 class Skip(nn.Module):
     """A tensor goes from the first layer to the last, past the one in between; then come two plain layers."""
 

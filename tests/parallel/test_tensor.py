@@ -31,7 +31,7 @@ def two_layers() -> nn.Module:
             2,
             "'middle\\*' names no module; the model has up, norm, down",
         ),
-        (Layout(tensor_plan={"up": "columns"}), 2, "'columns' is none of column, row, replicate"),
+        (Layout(tensor_plan={"up": "columns"}), 2, "'columns' is none of column, qkv, row, replicate"),
         (Layout(tensor_plan={"norm": "row"}), 2, "norm is a LayerNorm; only Linear and Embedding"),
         (Layout(tensor_plan={"up": "column"}), 4, "does not divide the 6 output features of up"),
         (Layout(tensor_plan={"up": "row"}), 3, "does not divide the 4 input features of up"),

@@ -194,14 +194,15 @@ def test_a_model_in_an_installed_package_is_found(saved, monkeypatch):
     )
 
 
-def test_llamas_own_tensor_plan_is_taken_and_gpt2s_is_that_of_its_mlps():
+def test_llamas_own_tensor_plan_is_taken_and_gpt2_gets_ours():
     pytest.importorskip("transformers")
     layout = from_library("llama").layout
     assert layout.tensor_plan["model.layers.*.self_attn.q_proj"] == "column"
     assert layout.tensor_plan["model.layers.*.mlp.down_proj"] == "row"
     assert layout.divisible == {"attention heads": 2, "key-value heads": 1, "mlp features": 12}
-    plan = from_library("gpt2").layout.tensor_plan
-    assert plan and all(".mlp." in name for name in plan), plan
+    layout = from_library("gpt2").layout
+    assert layout.tensor_plan["*.attn.c_attn"] == "qkv"
+    assert layout.divisible == {"attention heads": 2, "key-value heads": 2}
 
 
 def test_a_unit_that_shares_a_weight_with_outside_is_no_unit():

@@ -82,7 +82,7 @@ class BuiltModel:
         def run(model: nn.Module, mode: Any) -> Any:
             return model(*self.example(2, device=device))
 
-        return find_between(self.module, tensor_plan, degree, run, gathered)
+        return find_between(self.module, tensor_plan, degree, run, gathered, self.layout.counts)
 
     def stage_costs(self) -> list[float] | None:
         """Forward FLOPs of each member of the order, for a balanced cut into stages; None without an order."""

@@ -1,7 +1,9 @@
 """Which layers of models of others the tensor axis divides: by family, or by what stands between two linear layers."""
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
@@ -10,13 +12,16 @@ ATTENTION_PLANS: Mapping[str, Mapping[str, str]] = {
         **{f"*.attention.self.{name}": "column" for name in ("query", "key", "value")},
         "*.attention.output.dense": "row",
     },
+    "gpt2": {"*.attn.c_attn": "qkv", "*.attn.c_proj": "row"},
     "vit": {
         **{f"*.attention.{name}_proj": "column" for name in ("q", "k", "v")},
         "*.attention.o_proj": "row",
     },
 }
-"""model_type → attention's part of the plan, for families of transformers without a plan of their own. GPT-2 has none:
-its query, key and value are one matrix, of which a part of the columns is no set of heads."""
+"""model_type → attention's part of the plan, for families of transformers without a plan of their own."""
+
+COUNTS: Mapping[str, tuple[str, ...]] = {"gpt2": ("*.attn.split_size", "*.attn.num_heads")}
+"""model_type → what its attention counts (`Layout.counts`)."""
 
 MLP_PLANS: Mapping[str, Mapping[str, str]] = {
     "bert": {"*.layer.*.intermediate.dense": "column", "*.layer.*[0-9].output.dense": "row"},
@@ -48,7 +53,7 @@ def pairs_found(model: nn.Module) -> dict[str, str]:
     """A plan for pairs of linear layers with nothing but elementwise modules between them.
 
     They are looked for in every `nn.Sequential`, and in blocks with the names and the order of timm's `Mlp`: fc1, act,
-    drop1, norm, fc2. {}: there is none.
+    drop1, norm, fc2; and timm's `Attention`, qkv and proj. {}: there is none.
     """
     plan: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -57,6 +62,31 @@ def pairs_found(model: nn.Module) -> dict[str, str]:
             if not any(one in plan for one in names):
                 plan |= dict(zip(names, ("column", "row"), strict=True))
     return plan
+
+
+def heads_found(model: nn.Module) -> tuple[dict[str, str], dict[str, int], tuple[str, ...]]:
+    """Of timm's attentions: the plan, what must be divisible (by the name a person knows), and `Layout.counts`."""
+    found: dict[str, Any] = {name: m for name, m in model.named_modules() if _is_timm_attention(m)}
+    plan: dict[str, str] = {}
+    for name in found:
+        plan |= {f"{name}.qkv": "qkv", f"{name}.proj": "row"}
+    divisible = {"attention heads": math.gcd(*(m.num_heads for m in found.values()))} if found else {}
+    return plan, divisible, tuple(f"{name}.{count}" for name in found for count in _TIMM_COUNTS)
+
+
+_TIMM_COUNTS = ("num_heads", "attn_dim")
+
+
+def _is_timm_attention(module: nn.Module) -> bool:
+    """Whether its forward goes by `num_heads` and `attn_dim` alone, and between qkv and proj nothing mixes heads."""
+    children = dict(module.named_children())
+    return (
+        type(module).__name__ == "Attention"
+        and all(isinstance(getattr(module, count, None), int) for count in _TIMM_COUNTS)
+        and all(isinstance(children.get(name), nn.Linear) for name in ("qkv", "proj"))
+        and isinstance(children.get("norm", nn.Identity()), nn.Identity)
+        and "gate" not in children
+    )
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:

@@ -12,10 +12,10 @@ from torch import nn
 
 from ...dataloading.packaged import folder_of
 from ...errors import ConfigError
-from ...parallel.layout import Layout
+from ...parallel.layout import COLUMN_STYLES, Layout
 from ._base import BuiltModel, plain, refuse_unknown
 from ._libraries import importing
-from ._plans import ATTENTION_PLANS, MLP_PLANS
+from ._plans import ATTENTION_PLANS, COUNTS, MLP_PLANS
 from ._sequences import attention_of
 
 _AUTO_CLASSES = {
@@ -205,7 +205,7 @@ def _transformers_layout(module: nn.Module, config: Any, task: str) -> Layout:
     kind, divisible = config.model_type, dict[str, int]()
     if not styles:
         plan = {**ATTENTION_PLANS.get(kind, {}), **MLP_PLANS.get(kind, {})}
-    if any(style == "column" and glob not in MLP_PLANS.get(kind, {}) for glob, style in plan.items()):
+    if any(style in COLUMN_STYLES and glob not in MLP_PLANS.get(kind, {}) for glob, style in plan.items()):
         divisible["attention heads"] = config.num_attention_heads
         divisible["key-value heads"] = (
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -216,6 +216,7 @@ def _transformers_layout(module: nn.Module, config: Any, task: str) -> Layout:
     head, embedding = _head(module, task)
     return Layout(
         tensor_plan=plan,
+        counts=COUNTS.get(kind, ()),
         divisible=divisible,
         units=_transformers_units(module),
         attention=attention,

@@ -13,7 +13,7 @@ from ..imports import load_function
 from ._artifact import from_artifact
 from ._base import BuiltModel, plain, refuse_unknown
 from ._libraries import importing
-from ._plans import pairs_found
+from ._plans import heads_found, pairs_found
 from ._transformers import from_transformers
 
 
@@ -46,9 +46,12 @@ def from_timm(given: Mapping[str, Any], facts: Mapping[str, Any]) -> BuiltModel:
         for name in ("blocks", "stages")
         for child, _ in _children(getattr(module, name, None))
     )
+    plan, divisible, counts = heads_found(module)
     return BuiltModel(
         module=module,
-        layout=Layout(units=units, tensor_plan=pairs_found(module)),
+        layout=Layout(
+            units=units, tensor_plan=plan | pairs_found(module), divisible=divisible, counts=counts
+        ),
         task="classification",
         spec={"timm": name, "pretrained": pretrained, "args": args},
         input_shape=shape,
