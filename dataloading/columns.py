@@ -113,7 +113,7 @@ class Columns:
     def _decoded(self, old: str, new: str, rows: np.ndarray, make: Make, shown: np.ndarray) -> Tensor:
         reader, numbers = self._readers[new], shown.tolist()
         if isinstance(reader, Ragged):
-            contents: Any = [reader.bytes_of(row) for row in rows.tolist()]
+            contents: Any = reader.bytes_of(rows)
         else:
             taken = self._table.column(old).take(rows).to_pylist()
             contents = contents_of(taken, name=new, rows=numbers)

@@ -45,16 +45,21 @@ def decode(
     cost:   JPEG of 64 × 64 pixels on one core: simplejpeg 20 µs, Pillow 90 µs.
     """
     out = None if like is None else _room(len(pictures), tuple(like.shape), make)
-    for number, (content, row) in enumerate(zip(pictures, rows, strict=True)):
-        where = f"column {name!r}, row {row}"
+    places = None if out is None else out.numpy()  # once: a tensor's row costs a fifth of a small picture
+    for number, content in enumerate(pictures):
+        into = None if places is None else places[number]
+        if into is not None and content is not None and _straight(content, into):
+            continue
+        where = f"column {name!r}, row {rows[number]}"
         if content is None:
             raise DataError(f"{where}: no picture; want its bytes or path in every row: drop such rows")
-        into = None if out is None else out[number].numpy()
-        pixels = _pixels(content, into, where)
-        if out is None:
+        pixels = _with_pillow(content, None if into is None else into.shape[2], where)
+        if places is None or into is None:
             out = _room(len(pictures), (pixels.shape[2], *pixels.shape[:2]), make)
-            into = out[number].numpy()
-        assert into is not None
+            places = out.numpy()
+            into = places[number]
+            if _straight(content, into):  # as all others are decoded: Pillow's values may differ by one
+                continue
         if fit and pixels.shape != into.shape:
             pixels = _fitted(pixels, *into.shape[:2])
         if pixels.shape != into.shape:
@@ -62,8 +67,7 @@ def decode(
                 f"{where}: a picture of {pixels.shape[0]}×{pixels.shape[1]} pixels, others have "
                 f"{into.shape[0]}×{into.shape[1]}; resize them to one size first, for example with datasets.map"
             )
-        if pixels is not into:
-            into[:] = pixels
+        into[:] = pixels
     return torch.empty(0, 1, 1, 1, dtype=torch.uint8) if out is None else out.permute(0, 3, 1, 2)
 
 
@@ -83,21 +87,22 @@ def _room(count: int, shape: tuple[int, ...], make: Make) -> Tensor:
     return make((count, *shape[1:], shape[0]), torch.uint8)
 
 
-def _pixels(content: Content, into: np.ndarray | None, where: str) -> np.ndarray:
-    """uint8 [height, width, channels]; `into` itself where the picture was decoded straight into it."""
+def _straight(content: Content, into: np.ndarray) -> bool:
+    """Whether the picture is now in `into`, uint8 [height, width, channels]: a JPEG of that size, and simplejpeg.
+
+    Anything unusual (another size, four colours, damage) is told or mended by Pillow.
+    """
     jpeg = _jpeg()
-    if jpeg is not None and bytes(content[:2]) == b"\xff\xd8":
-        try:
-            if into is not None:
-                height, width, space, _ = jpeg.decode_jpeg_header(content)
-                wanted = "GRAY" if into.shape[2] == 1 else "RGB"
-                if (height, width) == into.shape[:2] and space in ("Gray", "YCbCr", "RGB"):
-                    jpeg.decode_jpeg(content, wanted, buffer=into)
-                    return into
-            # Anything unusual (another size, four colours, damage) is told or mended by Pillow below.
-        except ValueError:
-            pass
-    return _with_pillow(content, None if into is None else into.shape[2], where)
+    if jpeg is None or content[:2] != b"\xff\xd8":
+        return False
+    try:
+        height, width, space, _ = jpeg.decode_jpeg_header(content)
+        fits = (height, width) == into.shape[:2] and space in ("Gray", "YCbCr", "RGB")
+        if fits:
+            jpeg.decode_jpeg(content, "GRAY" if into.shape[2] == 1 else "RGB", buffer=into)
+        return fits
+    except ValueError:
+        return False
 
 
 def _with_pillow(content: Content, channels: int | None, where: str) -> np.ndarray:

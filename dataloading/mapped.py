@@ -137,10 +137,11 @@ class Ragged:
         """
         copy_runs(self._memory, self._starts[rows] + first, lengths, places, out)
 
-    def bytes_of(self, row: int) -> memoryview:
-        """The values of one row as they lie there: to be read at once, and never handed out."""
-        begin, length = int(self._starts[row]), int(self.lengths[row])
-        return self._memory.numpy()[begin : begin + length].data
+    def bytes_of(self, rows: np.ndarray) -> list[memoryview]:
+        """The values of each of these rows as they lie there: to be read at once, and never handed out."""
+        memory, starts = self._memory.numpy().data, self._starts[rows]
+        ends = starts + self.lengths[rows]
+        return [memory[begin:end] for begin, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
     def _one_by_one(self, out: Tensor, at: np.ndarray, lengths: np.ndarray, fill: int) -> Tensor:
         out.fill_(fill)
