@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
 from torch.distributed.pipelining import PipelineStage
@@ -148,6 +150,47 @@ class _Stage(PipelineStage):
         return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
 
+class _ReadyStage(_Stage):
+    """The one stage of a rank on CPUs: it is ready for the next micro-batch while it computes this one.
+
+    Gloo moves nothing before both sides have asked. Asked for when it is wanted, as torch's schedules do, every
+    micro-batch would wait for its way; one ahead, it has come by then. Each neighbour sends in the order of
+    micro-batches and one kind of thing alone, so that what is asked for ahead is what comes.
+    """
+
+    def __init__(self, *args: Any, microbatches: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._microbatches = microbatches
+        self._coming: dict[tuple[str, int], list[Any]] = {}
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[Any]:
+        return self._ask("forward", fwd_chunk_id, super().get_fwd_recv_ops)
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[Any]:
+        return self._ask("backward", bwd_chunk_id, super().get_bwd_recv_ops)
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        self._wait("forward", fwd_chunk_id)
+        return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        self._wait("backward", bwd_chunk_id)
+        return super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    def _ask(self, way: str, number: int, wanted: Callable[[int], list[Any]]) -> list[Any]:
+        """Ask for this micro-batch and the next, where that has not been done; the schedule has nothing to wait for."""
+        for one in range(number, min(number + 2, self._microbatches)):
+            if (way, one) not in self._coming:
+                self._coming[way, one] = [
+                    dist.irecv(op.tensor, group=op.group, group_src=op.group_peer) for op in wanted(one)
+                ]
+        return []
+
+    def _wait(self, way: str, number: int) -> None:
+        for work in self._coming.pop((way, number), ()):
+            work.wait()
+
+
 def _forward_only(schedule: Any) -> None:
     """Leave out what a schedule of several stages does for the backward: folded ones would miss its gradients."""
     actions = []
@@ -281,9 +324,12 @@ class Pipeline:
             for t in cuts
         ]
         mesh, local = self._mesh, []
+        kind = SCHEDULES[self._kind]
+        ready = not kind.several and mesh.device.type == "cpu"
+        kind_of_stage = partial(_ReadyStage, microbatches=self._microbatches) if ready else _Stage
         for index, part in enumerate(self._parts):
             number = self.here[index]
-            stage = _Stage(
+            stage = kind_of_stage(
                 part,
                 number,
                 len(self._ends),
@@ -294,7 +340,6 @@ class Pipeline:
             )
             stage.before = self._before
             local.append(stage)
-        kind = SCHEDULES[self._kind]
         stages: Any = local if kind.several else local[0]
         loss = self._loss if with_loss else None
         made = getattr(pipelining, kind.torch_name)(
