@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PIN := $(VENV)/constraints.txt
 # Two processes, one of which has all tests on several ranks (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n 2
-# As in pyproject.toml, extra benchmarks-apart.
+# Peers of the benchmarks that cannot be installed beside the others.
 APART := 'mosaicml-streaming>=0.13' 'litdata>=0.2.70'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PIN)
 # Files in benchmarks/ that are read by the others and answer no question themselves: table.py and _*.py.

@@ -5,13 +5,13 @@ rank of the tensor axis gives away what belongs to others' heads and gets query,
 itself stays cut into consecutive columns, as files, techniques and FSDP know it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-_MATRICES = 3
+QKV_MATRICES = 3
 
 # Shapes: the whole output [.., 3·W] is 3·n pieces of W/n, n ranks. Rank r holds pieces 3r to 3r + 2; piece k belongs to
 # the heads of rank k % n.
@@ -24,21 +24,19 @@ def deal_heads(layer: nn.Module, mesh: DeviceMesh) -> None:
         less, leaves a rank: together they are less than the all-reduce behind the attention.
     """
     rank, ranks, group = mesh.get_local_rank(), mesh.size(), mesh.get_group()
-    held = [_MATRICES * rank + number for number in range(_MATRICES)]
-    order = sorted(range(_MATRICES), key=lambda number: held[number] % ranks)
+    held = [QKV_MATRICES * rank + number for number in range(QKV_MATRICES)]
+    order = sorted(range(QKV_MATRICES), key=lambda number: held[number] % ranks)
     gives, gets = [0] * ranks, [0] * ranks
-    for number in range(_MATRICES):
+    for number in range(QKV_MATRICES):
         gives[held[number] % ranks] += 1
-        gets[(number * ranks + rank) // _MATRICES] += 1
+        gets[(number * ranks + rank) // QKV_MATRICES] += 1
 
     def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
         from torch.distributed._functional_collectives import all_to_all_single_autograd
 
-        pieces = output.unflatten(-1, (_MATRICES, -1)).movedim(-2, 0)  # [3, .., W/n]
-        pieces = pieces[order].contiguous() if order != [0, 1, 2] else pieces.contiguous()
-        own = all_to_all_single_autograd(
-            pieces, gets, gives, group
-        )  # from rank to rank, so query, key, value
+        pieces = output.unflatten(-1, (QKV_MATRICES, -1)).movedim(-2, 0)  # [3, .., W/n]
+        # What comes is ordered by the rank that it comes from, and so query, key, value.
+        own = all_to_all_single_autograd(pieces[order], gets, gives, group)
         return own.movedim(0, -2).flatten(-2)
 
     layer.register_forward_hook(hook)
@@ -46,12 +44,7 @@ def deal_heads(layer: nn.Module, mesh: DeviceMesh) -> None:
 
 def part_of_heads(output: Tensor, degree: int) -> Tensor:
     """Of a whole output [.., 3·W] what the first rank of `degree` gets: [.., 3·W/degree]."""
-    return output.unflatten(-1, (_MATRICES, degree, -1))[..., 0, :].flatten(-2)
-
-
-def fitting(features: int, degree: int) -> bool:
-    """Whether a layer with so many output features can be dealt to `degree` ranks, whole heads or not."""
-    return features % (_MATRICES * degree) == 0
+    return output.unflatten(-1, (QKV_MATRICES, degree, -1))[..., 0, :].flatten(-2)
 
 
 def divide_counts(model: nn.Module, plan: Mapping[str, str], counts: Sequence[str], degree: int) -> None:
@@ -59,17 +52,10 @@ def divide_counts(model: nn.Module, plan: Mapping[str, str], counts: Sequence[st
 
     counts: globs over "module.attribute", see `Layout.counts`; attributes of other modules stay.
     """
-    for owner, attribute in _counts(model, plan, counts):
-        setattr(owner, attribute, getattr(owner, attribute) // degree)
-
-
-def _counts(
-    model: nn.Module, plan: Mapping[str, str], counts: Sequence[str]
-) -> Iterator[tuple[nn.Module, str]]:
-    owners = {n.rpartition(".")[0] for n, style in plan.items() if style == "qkv"}
     modules = dict(model.named_modules())
-    for owner in sorted(owners & modules.keys()):
+    owners = {name.rpartition(".")[0] for name, style in plan.items() if style == "qkv"} & modules.keys()
+    for owner in sorted(owners):
         for attribute, value in list(vars(modules[owner]).items()):
             named = f"{owner}.{attribute}".strip(".")
             if type(value) is int and any(fnmatchcase(named, glob) for glob in counts):
-                yield modules[owner], attribute
+                setattr(modules[owner], attribute, value // degree)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .heads import deal_heads, divide_counts, fitting
+from .heads import QKV_MATRICES, deal_heads, divide_counts
 from .layout import COLUMN_STYLES, TENSOR_STYLES, Layout
 from .mesh import Mesh
 from .split_tokens import inside
@@ -70,7 +70,7 @@ def _check_modules(
             raise ConfigError(
                 f"tensor plan: {name} is a {type(module).__name__}; only Linear and Embedding can be divided"
             )
-        if style == "qkv" and (isinstance(module, nn.Embedding) or not fitting(features, degree)):
+        if style == "qkv" and (isinstance(module, nn.Embedding) or features % (QKV_MATRICES * degree)):
             raise ConfigError(
                 f"tensor plan: {name} is no query, key and value in one matrix for parallel.tensor={degree}: want a "
                 f"Linear whose {features} output features are three times a multiple of {degree}"

@@ -63,13 +63,33 @@ def test_a_language_model_of_transformers_is_pruned_alike_on_one_process_and_two
     assert losses[-1] < losses[0]
 
 
-def test_llama_s_own_tensor_plan_gives_the_run_of_one_process(text: dict[str, Any], tmp_path: Path) -> None:
-    model = transformers_model("llama", "causal_lm")
-    model["config"] = {**model["config"], "num_key_value_heads": 2}
+@pytest.mark.parametrize(("name", "heads"), [("llama", {"num_key_value_heads": 2}), ("gpt2", {"n_head": 4})])
+def test_a_tensor_plan_gives_the_run_of_one_process(
+    name: str, heads: dict[str, int], text: dict[str, Any], tmp_path: Path
+) -> None:
+    model = transformers_model(name, "causal_lm")
+    model["config"] = {**model["config"], **heads}
     alone = run(config(tmp_path / "alone", {}, model, text))
     divided = run(config(tmp_path / "divided", {"tensor": 2}, model, text))
     difference = compare(alone, divided)
     assert difference.within() and difference.masks == 0.0, difference
+
+
+@pytest.mark.parametrize("score", ["taylor", "activation"])
+def test_heads_whose_query_key_and_value_are_one_matrix_go_alike_while_it_is_divided(
+    score: str, text: dict[str, Any], tmp_path: Path
+) -> None:
+    """Half of GPT-2's heads go in mid-run; the attention that is left is divided anew, with fewer heads to count."""
+    model = transformers_model("gpt2", "causal_lm")
+    model["config"] = {**model["config"], "n_head": 4}
+    removal = {"name": "pruning.structured", "score": score, "kinds": ["heads"], "heads_multiple": 2}
+    phases = [{"name": "shrink", "steps": 3, "techniques": [removal]}, {"name": "tune", "steps": 3}]
+    alone = run(config(tmp_path / "alone", {}, model, text, phases=phases))
+    divided = run(config(tmp_path / "divided", {"tensor": 2}, model, text, phases=phases))
+    assert compare(alone, divided).within()
+    ends = ("model/transformer.h.0.attn.c_attn.weight", "model/transformer.h.1.attn.c_attn.weight")
+    seen = {x.shape[1] for name, x in divided.tensors.items() if name.endswith(ends)}
+    assert seen == {48, 24}, "at the phase's end 4 heads, each with 3 times 4 columns; then half of them"
 
 
 @pytest.mark.parametrize(

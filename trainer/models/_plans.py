@@ -53,7 +53,7 @@ def pairs_found(model: nn.Module) -> dict[str, str]:
     """A plan for pairs of linear layers with nothing but elementwise modules between them.
 
     They are looked for in every `nn.Sequential`, and in blocks with the names and the order of timm's `Mlp`: fc1, act,
-    drop1, norm, fc2; and timm's `Attention`, qkv and proj. {}: there is none.
+    drop1, norm, fc2. {}: there is none.
     """
     plan: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -64,6 +64,9 @@ def pairs_found(model: nn.Module) -> dict[str, str]:
     return plan
 
 
+_TIMM_COUNTS = ("num_heads", "attn_dim")
+
+
 def heads_found(model: nn.Module) -> tuple[dict[str, str], dict[str, int], tuple[str, ...]]:
     """Of timm's attentions: the plan, what must be divisible (by the name a person knows), and `Layout.counts`."""
     found: dict[str, Any] = {name: m for name, m in model.named_modules() if _is_timm_attention(m)}
@@ -72,9 +75,6 @@ def heads_found(model: nn.Module) -> tuple[dict[str, str], dict[str, int], tuple
         plan |= {f"{name}.qkv": "qkv", f"{name}.proj": "row"}
     divisible = {"attention heads": math.gcd(*(m.num_heads for m in found.values()))} if found else {}
     return plan, divisible, tuple(f"{name}.{count}" for name in found for count in _TIMM_COUNTS)
-
-
-_TIMM_COUNTS = ("num_heads", "attn_dim")
 
 
 def _is_timm_attention(module: nn.Module) -> bool:
