@@ -85,7 +85,10 @@ class Checkpoints:
         temporary = self.folder / f"step-{step}{files.SAVING}"
         if self._mesh.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True, exist_ok=True)  # the writers of other ranks make it too
+        if self._group is not None:
+            dist.barrier(
+                self._group
+            )  # each rank's writer makes the folder: not while what was left is deleted
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch speaks of its own plans for this call
