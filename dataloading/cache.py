@@ -102,17 +102,20 @@ class CachedSource:
         """Column → [len(rows), …]; only rows that are not kept yet are read from the source."""
         places = self._places(rows)
         found = (places >= 0) & (self._flags[places] == 1)
+        hits = np.count_nonzero(found)
         if self._meter is not None:
-            self._meter.add(hits=int(found.sum()), misses=int((~found).sum()))
+            self._meter.add(hits=hits, misses=len(rows) - hits)
+        if len(rows) and hits == len(rows):
+            return {
+                name: take_rows(kept, places, (make or FRESH)((len(rows), *kept.shape[1:]), kept.dtype))
+                for name, kept in self._kept.items()
+            }
         missing, back = np.unique(rows[~found], return_inverse=True)
         made = self._source.gather(missing) if len(missing) else {}
         self._keep(missing, made)
         out: dict[str, Tensor] = {}
         for name, kept in self._kept.items():
             room = (make or FRESH)((len(rows), *kept.shape[1:]), kept.dtype)
-            if not len(missing):
-                out[name] = take_rows(kept, places, room)
-                continue
             there = torch.from_numpy(np.flatnonzero(found))
             room.index_copy_(0, there, kept.index_select(0, torch.from_numpy(places[found])))
             not_there = torch.from_numpy(np.flatnonzero(~found))

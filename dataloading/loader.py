@@ -32,11 +32,10 @@ from .report import Report, report_of
 from .ring import Ring
 from .settings import check
 
-_READ_BYTES = (
-    512 << 10,
-    1 << 20,
-)  # batches are read together up to this size, in the step and by threads: calls ...
-_READ = 8, 16  # ... and handing over cost more than copies below it; but no more than so many
+# Batches are read together up to this size, in the step and by threads: below it Python's own work and handing over
+# cost more than the copies. But no more than so many at once.
+_READ_BYTES = 512 << 10, 4 << 20
+_READ = 8, 16
 _PLANNED = 64  # batches whose row numbers are worked out at one go: next to a step Python runs on cold caches
 _IN_STEP_BYTES = (
     4 << 20
