@@ -1,6 +1,6 @@
 /* Passes over float32 values on a CPU that torch makes one after another, here in one; fused.py compiles and calls them,
    and says what they do without it. Every operation is the one of IEEE 754 that torch makes, in torch's order: the bits
-   are the same. All memory is the caller's, contiguous. */
+   are the same, but for the sums, which are more exact. All memory is the caller's, contiguous. */
 
 #include <math.h>
 #include <stdint.h>
@@ -90,4 +90,39 @@ void forgepress_rounded(int64_t rows, int64_t width, const float *restrict x, fl
         low[row] = strange ? NAN : least[0];
         high[row] = strange ? NAN : most[0];
     }
+}
+
+/* sums = the magnitudes and the squares of x, added up as doubles. */
+FOR_EACH_PROCESSOR
+void forgepress_sums(int64_t count, const float *restrict x, double *restrict sums)
+{
+    double magnitudes[LANES] = {0}, squares[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int64_t lane = 0; lane < LANES; lane++) {
+            double value = (double)x[i + lane];
+            magnitudes[lane] += fabs(value);
+            squares[lane] += value * value;
+        }
+    for (int64_t lane = 0; i < count; i++, lane++) {
+        magnitudes[lane] += fabs((double)x[i]);
+        squares[lane] += (double)x[i] * (double)x[i];
+    }
+    sums[0] = sums[1] = 0.0;
+    for (int64_t lane = 0; lane < LANES; lane++) {
+        sums[0] += magnitudes[lane];
+        sums[1] += squares[lane];
+    }
+}
+
+/* y = l1 * sign(x) + l2 * x; without the second term where l2 is 0. */
+FOR_EACH_PROCESSOR
+void forgepress_slopes(int64_t count, const float *restrict x, float *restrict y, float l1, float l2)
+{
+    if (l2 == 0.0f)
+        for (int64_t i = 0; i < count; i++)
+            y[i] = (float)((x[i] > 0.0f) - (x[i] < 0.0f)) * l1;
+    else
+        for (int64_t i = 0; i < count; i++)
+            y[i] = (float)((x[i] > 0.0f) - (x[i] < 0.0f)) * l1 + l2 * x[i];
 }

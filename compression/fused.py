@@ -1,4 +1,4 @@
-"""Elementwise work on float32 values of a CPU, in one pass where torch makes several; the same values.
+"""Work on float32 values of a CPU, in one pass where torch makes several; the same values (sums are more exact).
 
 The pass is compiled C (see `c_functions`). Where that is not to be had, for other devices and dtypes, and where torch
 has more threads for its passes than the one pass saves, torch does it.
@@ -17,7 +17,14 @@ from torch.autograd.graph import increment_version
 from ..c_functions import load
 
 _SOURCE = Path(__file__).with_name("fused.c")
-_TAKES = {"masked": "npp", "splice": "nppff", "snap": "nnppff", "rounded": "nnppfffpp"}
+_TAKES = {
+    "masked": "npp",
+    "splice": "nppff",
+    "snap": "nnppff",
+    "rounded": "nnppfffpp",
+    "sums": "npp",
+    "slopes": "nppff",
+}
 # No product may be added to a sum unrounded; the others let rintf become one instruction.
 _FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 
@@ -87,8 +94,31 @@ def rounded(
     return y, low, high
 
 
+def sums(x: Tensor) -> Tensor:
+    """(Σ|x|, Σx²): float32 [2]."""
+    if not _fits(x, saves=2):
+        return torch.stack([x.abs().sum(), x.square().sum()])
+    found = torch.empty(2, dtype=torch.float64)
+    library().forgepress_sums(x.numel(), x.data_ptr(), found.data_ptr())
+    return found.float()
+
+
+def slopes(x: Tensor, l1: float, l2: float) -> Tensor:
+    """``l1 · sign(x) + l2 · x``: the derivative of l1 · Σ|x| + l2 · ½ Σx²."""
+    if _fits(x, saves=2):
+        y = torch.empty_like(x)
+        library().forgepress_slopes(x.numel(), x.data_ptr(), y.data_ptr(), l1, l2)
+        return y
+    if not l1:
+        return x * l2
+    found = x.sign().mul_(l1)
+    return found.add_(x, alpha=l2) if l2 else found
+
+
 def _fits(x: Tensor, *, saves: int) -> bool:
     plain = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and x.numel() > 0
+    if torch.compiler.is_compiling():  # it knows no addresses, and makes one pass of several by itself
+        return False
     return plain and type(x) in _PLAIN and torch.get_num_threads() <= saves and library() is not None
 
 

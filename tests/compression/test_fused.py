@@ -49,6 +49,19 @@ def made(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
 
 @drawn
 @given(SIZES, SIZES, st.integers(0, 9))
+def test_sums_and_slopes_are_torchs(rows: int, width: int, seed: int) -> None:
+    x = values(rows, width, seed).clamp(-1e6, 1e6)
+    wanted = torch.stack([x.double().abs().sum(), x.double().square().sum()]).float()
+    assert torch.equal(fused.sums(x), wanted) or torch.allclose(fused.sums(x), wanted, rtol=1e-7)
+    torch.testing.assert_close(without(fused.sums, x), wanted)
+    for l1, l2 in ((0.3, 0.0), (0.0, 0.3), (0.25, 0.75), (-0.5, 0.0)):
+        found = fused.slopes(x, l1, l2)
+        torch.testing.assert_close(found, l1 * x.sign() + l2 * x)
+        torch.testing.assert_close(found, without(fused.slopes, x, l1, l2))
+
+
+@drawn
+@given(SIZES, SIZES, st.integers(0, 9))
 def test_masks_and_splices_are_torchs(rows: int, width: int, seed: int) -> None:
     x = values(rows, width, seed)
     mask = torch.rand(rows, width, generator=torch.Generator().manual_seed(seed)) < 0.5
