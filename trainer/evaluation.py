@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..parallel import TOKEN_AXES, Mesh
 from .assembly import Assembly
 from .data import RunData
@@ -11,8 +13,17 @@ from .sequences import cut_batch
 _OTHER_ITEMS = ("pipeline", *TOKEN_AXES)
 
 
-def evaluate(assembly: Assembly, data: RunData, mesh: Mesh, metrics: tuple[str, ...]) -> dict[str, float]:
-    """Loss and metrics over all held-out rows, each row once whatever the mesh. Collective; the same on all ranks."""
+def evaluate(
+    assembly: Assembly,
+    data: RunData,
+    mesh: Mesh,
+    metrics: tuple[str, ...],
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Loss and metrics over all held-out rows, each row once whatever the mesh. Collective; the same on all ranks.
+
+    progress: called after each batch.
+    """
     if data.test is None:
         return {}
     engine, task = assembly.engine, assembly.task
@@ -25,6 +36,7 @@ def evaluate(assembly: Assembly, data: RunData, mesh: Mesh, metrics: tuple[str, 
             outputs = engine.forward(batch.columns, assembly.inputs)
             if outputs is not None:
                 meter.update(outputs, batch.columns, batch.valid)
+            progress()
     finally:
         for part in engine.parts:
             part.train()

@@ -37,6 +37,19 @@ def broken(outputs, columns):
         raise ValueError("rank 1 cannot count")
     return outputs[:, 0]
 '''
+STUCK = '''
+"""A metric that never answers on one rank, from its third batch on."""
+import os
+import time
+
+calls = []
+
+def stuck(outputs, columns):
+    calls.append(1)
+    if os.environ.get("RANK") == "1" and len(calls) == 3:
+        time.sleep(600)
+    return outputs[:, 0]
+'''
 LONELY = '''
 """A technique whose rank 1 enters a collective that nobody else enters."""
 from dataclasses import dataclass
@@ -145,6 +158,17 @@ def test_an_exception_on_one_rank_ends_all_and_is_named(start: Start, tmp_path: 
     assert re.search(r"error: rank 1 of 2 .* step 20, evaluate: ValueError: rank 1 cannot count", output), (
         output
     )
+    assert not any(map(alive, ranks_of(tmp_path / "runs" / "run")))
+
+
+def test_a_rank_that_is_stuck_in_evaluation_ends_all_at_the_timeout(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "stuck_metric.py").write_text(STUCK)
+    words = ("evaluate.metrics=['stuck_metric:stuck']", "evaluate.every=20", "evaluate.batch=20")
+    process = start("run", *words, "parallel.timeout=3")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.count("error:") == 1 and "parallel.timeout=3" in output, output
+    assert re.search(r"error: rank 1 of 2 .* step 20, evaluate: no progress", output), output
     assert not any(map(alive, ranks_of(tmp_path / "runs" / "run")))
 
 
