@@ -78,10 +78,12 @@ class Run:
         items_mask: Callable[[Mapping[str, Tensor], Tensor | None, Tensor], Tensor] | None = None,
         copies: int = 1,
         piece: Piece | None = None,
+        whole: Callable[[nn.Module, Tensor], Tensor] | None = None,
     ) -> None:
         """reduce, over_rows: how to combine over other ranks (None: this process is alone); see the calls below.
         teacher: whom techniques of distillation ask: a `Teacher`, or a function of their ``teacher`` that gives one.
         items_mask: see `items_mask` (None: every place of a real row counts).
+        whole: see `whole` (None: outputs are whole).
         """
         self.all_weights = list(weights)
         self.steps = steps
@@ -99,7 +101,7 @@ class Run:
         self.loss_scale: float | Tensor = 1.0  # of float16 training
         self.attached: dict[str, Tensor] = {}
         self.teacher = teacher
-        self._items_mask = items_mask
+        self._items_mask, self._whole = items_mask, whole
         self._over_rows: Reduce = over_rows or _alone
         self._hooks: list[Any] = []
         self.buffers: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -203,6 +205,13 @@ class Run:
             known = self.attached.get(name)
             self.attached[name] = term.detach() if known is None else known + term.detach()
         return attach(x, term, self.loss_scale * self.now.seed)
+
+    def whole(self, module: nn.Module, output: Tensor) -> Tensor:
+        """``output`` of ``module`` with all its features, [.., W], where ranks of the tensor axis have a part each.
+
+        With gradients; collective over that axis, and what follows must be the same on all its ranks.
+        """
+        return output if self._whole is None else self._whole(module, output)
 
     def over_rows(self, x: Tensor, operation: str) -> Tensor:
         """``x`` combined (``sum``, ``max`` or ``min``) over all ranks that hold this pipeline stage: for what was

@@ -102,7 +102,7 @@ class CachedSource:
         """Column → [len(rows), …]; only rows that are not kept yet are read from the source."""
         places = self._places(rows)
         found = (places >= 0) & (self._flags[places] == 1)
-        hits = np.count_nonzero(found)
+        hits = int(np.count_nonzero(found))
         if self._meter is not None:
             self._meter.add(hits=hits, misses=len(rows) - hits)
         if len(rows) and hits == len(rows):

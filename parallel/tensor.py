@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .features import note_divided
 from .heads import QKV_MATRICES, deal_heads, divide_counts
 from .layout import COLUMN_STYLES, TENSOR_STYLES, Layout
 from .mesh import Mesh
@@ -184,9 +185,13 @@ def divide(
         for first, others in ties.items():
             for name in others:
                 part.get_submodule(name).register_parameter("weight", part.get_submodule(first).weight)  # pyright: ignore[reportArgumentType]
-        dealt = {n: plan[n] for n in styles if plan[n] == "qkv" and n not in gathered}
+        parts = [n for n in styles if plan[n] in COLUMN_STYLES and n not in {*gathered, parts_of_classes}]
+        dealt = {name: plan[name] for name in parts if plan[name] == "qkv"}
         for name in dealt:
             deal_heads(part.get_submodule(name), mesh.axes("tensor"))
+        for name in parts:
+            matrices = QKV_MATRICES if name in dealt else 1
+            note_divided(part.get_submodule(name), mesh.axes("tensor"), matrices)
         divide_counts(part, dealt, counts, mesh.tensor)
 
 

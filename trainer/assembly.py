@@ -26,6 +26,7 @@ from ..errors import ConfigError
 from ..parallel import AXES, Engine, Layout, Mesh
 from ..parallel.context import piece_of
 from ..parallel.engine import Inputs
+from ..parallel.features import whole_features
 from ..parallel.whole import scatter
 from .config import PhaseConfig, RunConfig
 from .engines import make_engine, views_of
@@ -321,6 +322,7 @@ def make_chain(
         items_mask=lambda columns, valid, logits: task.items(columns, valid),
         copies=mesh.tensor,
         piece=_piece(mesh),
+        whole=whole_features,
     )
     chain = Chain(techniques, run)
     chain.set_up()

@@ -103,7 +103,7 @@ class Classroom:
             return
         pairs = technique.modules()
         for who, built, names in (("student", student, pairs), ("teacher", teacher.built, pairs.values())):
-            order = built.layout.cuts
+            order = built.cuttable().layout.cuts
             for name in names:
                 if not any(name == member or name.startswith(f"{member}.") for member in order):
                     raise ConfigError(

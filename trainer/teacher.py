@@ -15,6 +15,7 @@ from ..compression import Technique
 from ..compression.distillation import Teacher, Want
 from ..errors import ConfigError
 from ..parallel import Engine, Mesh, NativeEngine
+from ..parallel.features import whole_features
 from .config import RunConfig
 from .precision import compute_in
 from .sequences import inputs_on
@@ -137,6 +138,10 @@ class SpreadTeacher(Teacher):
         if found is None and module not in self._homes[0]:
             raise ConfigError(f"the teacher has no module {module!r} on any stage; name one that runs")
         return found
+
+    def whole(self, module: nn.Module, output: Tensor) -> Tensor:
+        """Gathered where the tensor axis divides it. Collective over that axis."""
+        return whole_features(module, output)
 
     def carry(self, want: Want, value: Tensor | None, rows: int) -> Tensor | None:
         """To the student's stage, in the order in which columns were asked for: all ranks know it."""

@@ -130,12 +130,14 @@ def with_plan(built: BuiltModel, config: RunConfig) -> BuiltModel:
 
 
 def _refuse_divided(technique: str, who: str, seen: Seen, names: Sequence[str], config: RunConfig) -> None:
-    divided = divided_modules(seen, _tensor_plan(seen, config))
+    plan = _tensor_plan(seen, config)
+    divided = divided_modules(seen, plan) - plan.keys()  # what a divided layer itself gives is gathered
     for name in names:
         if name in divided:
             raise ConfigError(
                 f"{technique}: parallel.tensor={config.parallel.tensor} divides the features that the {who}'s module "
-                f"{name!r} gives; name the module after which they are whole again, or use tensor: 1"
+                f"{name!r} gives; name the layer before it, the module after which they are whole again, or use "
+                "tensor: 1"
             )
 
 

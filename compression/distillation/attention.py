@@ -44,7 +44,8 @@ class AttentionDistillation(Distillation):
     source: Wang et al. 2021 (MiniLMv2), arXiv:2012.15828; maps: Zagoruyko and Komodakis 2017, arXiv:1612.03928.
     cost: the teacher's forward pass and its weights (sharded as the student's are); for each pair two tensors
         [rows, heads, tokens, tokens] and what autograd keeps of them; in a pipeline the teacher's projections are sent
-        to the student's stage where they are not the same; on the context axis both are gathered, token by token.
+        to the student's stage where they are not the same; on the context axis both are gathered, token by token,
+        and on the tensor axis feature by feature.
     finalize: delivers the student as it is.
     """
 
@@ -116,7 +117,7 @@ class AttentionDistillation(Distillation):
 
     def _compare(self, run: Run, column: str, name: str, module: Any, args: Any, output: Any) -> Any:
         """The student's output with its loss attached."""
-        ours, theirs = _kept(name, tensor_of(output)), run.now.columns[column]
+        ours, theirs = _kept(name, run.whole(module, tensor_of(output))), run.now.columns[column]
         if (
             ours.ndim != theirs.ndim
             or ours.ndim not in (3, 4)

@@ -114,7 +114,7 @@ class FeatureDistillation(Distillation):
                 # Inside the module's own forward, where a sharded matrix is whole.
                 module.__dict__["_after"] = compare
             else:
-                run.hook(name, lambda module, args, output, compare=compare: compare(None, output))
+                run.hook(name, lambda module, args, output, compare=compare: compare(None, output, module))
 
     def finalize(self, model: nn.Module, state: State) -> Record:
         """Take the matrices out again."""
@@ -129,11 +129,19 @@ class FeatureDistillation(Distillation):
     def _terms(self, run: Run) -> list[str]:
         return [f"{run.scope}/{name}" for name in self.layers]
 
-    def _compare(self, run: Run, column: str, name: str, matrix: Tensor | None, output: Any) -> Any:
-        """The student's output with its loss attached."""
+    def _compare(
+        self,
+        run: Run,
+        column: str,
+        name: str,
+        matrix: Tensor | None,
+        output: Any,
+        module: nn.Module | None = None,
+    ) -> Any:
+        """The student's output with its loss attached. module: that gave it, where it may be a part."""
         if not run.in_step:
             return output
-        tensor = tensor_of(output)
+        tensor = tensor_of(output) if module is None else run.whole(module, tensor_of(output))
         refuse_part(tensor, name, self.widths.get(name, (None,))[0])
         ours, theirs = width_last(tensor), width_last(run.now.columns[column])
         if matrix is not None:

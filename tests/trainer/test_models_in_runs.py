@@ -92,6 +92,38 @@ def test_heads_whose_query_key_and_value_are_one_matrix_go_alike_while_it_is_div
     assert seen == {48, 24}, "at the phase's end 4 heads, each with 3 times 4 columns; then half of them"
 
 
+RELATIONS = {
+    "gpt2": {f"transformer.h.{n}.attn.c_attn[{part}/3]": f"transformer.h.1.attn.c_attn[{part}/3]"
+             for n, part in ((0, 1), (1, 2), (1, 3))},
+    "llama": {"model.layers.0.self_attn.q_proj": "model.layers.1.self_attn.k_proj",
+              "model.layers.1.self_attn.v_proj": "model.layers.0.self_attn.q_proj"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "degrees", [{"tensor": 2}, {"tensor": 2, "pipeline": 2}, {"tensor": 2, "context": 2}], ids=str
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_relations_are_learned_of_projections_that_the_tensor_axis_divides(
+    name: str, degrees: dict[str, int], text: dict[str, Any], tmp_path: Path
+) -> None:
+    """Student and teacher have a part of the features on each rank, of GPT-2 one of query, one of key, one of value."""
+    teacher = transformers_model(name, "causal_lm")
+    wide = {"n_embd": 24, "n_head": 2} if name == "gpt2" else {"num_key_value_heads": 2, "hidden_size": 24}
+    teacher = {**teacher, "config": {**teacher["config"], **wide}, "seed": 5}
+    model = transformers_model(name, "causal_lm")
+    if name == "llama":
+        model["config"] = {**model["config"], "num_key_value_heads": 2}
+    technique = {"name": "distillation.attention", "teacher": teacher, "layers": RELATIONS[name], "heads": 4}
+    phases = [{"name": "distil", "steps": 3, "techniques": [technique]}]
+    alone = run(config(tmp_path / "alone", {}, model, text, phases=phases))
+    plain = run(config(tmp_path / "plain", {}, model, text, phases=[{"name": "distil", "steps": 3}]))
+    divided = run(config(tmp_path / "divided", degrees, model, text, phases=phases))
+    difference = compare(alone, divided)
+    assert difference.within(), difference
+    assert not compare(alone, plain).within(), "the teacher changes what is learned"
+
+
 @pytest.mark.parametrize(
     ("name", "task"), [("bert", "masked_lm"), ("gpt2", "causal_lm"), ("llama", "causal_lm")]
 )

@@ -74,9 +74,13 @@ def test_a_module_whose_features_the_tensor_axis_divides_is_refused_by_name():
     cut = {"tensor": 2}
     for layers, who in (
         ({"relu1": "relu2"}, "student's module 'relu1'"),
-        ({"relu2": "fc1"}, "teacher's module 'fc1'"),
+        ({"relu2": "relu1"}, "teacher's module 'relu1'"),
     ):
         message = refused(2, "features", cut, layers=layers)
         assert "parallel.tensor=2 divides the features" in message and who in message
-    assert looked_at(2, "features", cut, layers={"relu2": "fc2"}).problems == ()
+    for theirs in (
+        "fc2",
+        "fc1",
+    ):  # whole after the row-divided layer; and the divided layer's own output is gathered
+        assert looked_at(2, "features", cut, layers={"relu2": theirs}).problems == ()
     assert "name the module that comes next" in refused(2, "features", cut, layers={"fc2": "relu2"})
