@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_everywhere: list[str] = []  # overrides of every run of this process
 
 
 def train(
@@ -22,11 +23,12 @@ def train(
     timeout: seconds without progress that count as a hang; generous, for machines that are shared.
     """
     done = runs / name / "benchmark.json"
-    asked = json.dumps([config, *words, ranks])
+    asked = json.dumps([config, *_everywhere, *words, ranks])
     summary = runs / name / "summary.json"
     if done.is_file() and done.read_text() == asked:
         return json.loads(summary.read_text())
-    settings = [f"name={name}", f"checkpoint.folder={runs}", f"parallel.timeout={timeout}", *words]
+    settings = [f"name={name}", f"checkpoint.folder={runs}", f"parallel.timeout={timeout}"]
+    settings += [*_everywhere, *words]
     command = [sys.executable, "-m", "forgepress.launch", "train", f"examples/{config}", *settings]
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONSAFEPATH": "1"}
     subprocess.run([*command, "--ranks", str(ranks)], cwd=ROOT, env=environment, check=True)
@@ -41,7 +43,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--runs", type=_whole, default=_whole("runs"), help="folder of the run folders")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    everywhere = (
+        "for all runs, such as precision=fp32 where a CPU makes bf16 of many instructions; may be repeated"
+    )
+    made.add_argument("--override", metavar="KEY=VALUE", type=_for_all, action="append", help=everywhere)
     return made
+
+
+def _for_all(override: str) -> str:
+    _everywhere.append(override)
+    return override
 
 
 def _whole(path: str) -> Path:
