@@ -112,12 +112,14 @@ class Columns:
 
     def _decoded(self, old: str, new: str, rows: np.ndarray, make: Make, shown: np.ndarray) -> Tensor:
         reader, numbers = self._readers[new], shown.tolist()
+        forms = None
         if isinstance(reader, Ragged):
             contents: Any = reader.bytes_of(rows)
+            forms = reader.jpeg_forms(rows)
         else:
             taken = self._table.column(old).take(rows).to_pylist()
             contents = contents_of(taken, name=new, rows=numbers)
-        return decode(contents, name=new, rows=numbers, like=self._likes.get(new), make=make)
+        return decode(contents, name=new, rows=numbers, like=self._likes.get(new), make=make, forms=forms)
 
     def _is_like(self, new: str, other: str) -> bool:
         one, two = self._readers[new], self._readers[other]

@@ -143,6 +143,12 @@ class Ragged:
         ends = starts + self.lengths[rows]
         return [memory[begin:end] for begin, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
+    def jpeg_forms(self, rows: np.ndarray) -> np.ndarray | None:
+        """int64 [rows, 3]: height, width, colours of encoded pictures; zeros for others than JPEG. None: not known."""
+        if native.library() is None or self.dtype != torch.uint8:
+            return None
+        return native.jpeg_forms(rows, self._starts, self.lengths, self._memory)
+
     def _one_by_one(self, out: Tensor, at: np.ndarray, lengths: np.ndarray, fill: int) -> Tensor:
         out.fill_(fill)
         for row, (begin, length) in enumerate(zip(at.tolist(), lengths.tolist(), strict=True)):

@@ -159,6 +159,42 @@ int64_t forgepress_best_fit(int64_t count, const int64_t *sizes, int64_t length,
     return used;
 }
 
+/* forms[i] = height, width and number of colours that the JPEG picture of row rows[i] says of itself; zeros where it is
+   no JPEG of 8 bits a colour, or its frame is not where it should be. */
+int64_t forgepress_jpeg_forms(int64_t count, const int64_t *rows, int64_t total, const int64_t *starts,
+                              const int64_t *lengths, const unsigned char *source, int64_t *forms)
+{
+    for (int64_t i = 0; i < count; i++)
+        if (rows[i] < 0 || rows[i] >= total)
+            return i;
+    for (int64_t i = 0; i < count; i++, forms += 3) {
+        const unsigned char *at = source + starts[rows[i]], *end = at + lengths[rows[i]];
+        forms[0] = forms[1] = forms[2] = 0;
+        if (end - at < 4 || at[0] != 0xFF || at[1] != 0xD8)
+            continue;
+        at += 2;
+        while (end - at >= 10 && at[0] == 0xFF) { /* a segment: 0xFF, its kind, two bytes of length, what it says */
+            int kind = at[1];
+            if (kind == 0xFF) { /* filling */
+                at++;
+                continue;
+            }
+            if (kind >= 0xC0 && kind <= 0xCF && kind != 0xC4 && kind != 0xC8 && kind != 0xCC) { /* a frame */
+                if (at[4] == 8) {
+                    forms[0] = at[5] << 8 | at[6];
+                    forms[1] = at[7] << 8 | at[8];
+                    forms[2] = at[9];
+                }
+                break;
+            }
+            if (kind < 0xC0 || kind == 0xD9 || kind == 0xDA) /* no segment that could stand before a frame */
+                break;
+            at += 2 + (at[2] << 8 | at[3]);
+        }
+    }
+    return -1;
+}
+
 static uint32_t mixed(uint32_t bits, uint32_t word)
 {
     bits ^= word;

@@ -20,6 +20,7 @@ _TAKES = {
     "marks": "npppnnncppp",
     "best_fit": "npnppp",
     "permuted": "npuunpp",
+    "jpeg_forms": "npnpppp",
 }
 _Numbers = np.ndarray
 
@@ -27,7 +28,7 @@ _Numbers = np.ndarray
 @cache
 def library() -> Any:
     """The compiled functions of native.c; None where they cannot be had (see `c_functions.load`)."""
-    return load(_SOURCE, _TAKES, counts=("rows", "padded", "best_fit"))
+    return load(_SOURCE, _TAKES, counts=("rows", "padded", "best_fit", "jpeg_forms"))
 
 
 def gather_rows(
@@ -94,6 +95,18 @@ def best_fit(sizes: _Numbers, length: int) -> tuple[_Numbers, _Numbers, _Numbers
     if library().forgepress_best_fit(len(sizes), _at(sizes), length, *outs) < 0:
         raise MemoryError(f"packing {len(sizes)} pieces into rows of {length}")
     return final, rows, places
+
+
+def jpeg_forms(rows: _Numbers, starts: _Numbers, lengths: _Numbers, source: Tensor) -> _Numbers:
+    """int64 [rows, 3]: height, width and number of colours of each row's JPEG picture, zeros for anything else.
+
+    starts, lengths: int64 [all rows], in bytes of `source`.   raises: IndexError for a row that is not there.
+    """
+    rows = np.ascontiguousarray(rows, np.int64)
+    forms = np.empty((len(rows), 3), np.int64)
+    given = (_at(rows), len(starts), _at(starts), _at(lengths))
+    _check(library().forgepress_jpeg_forms(len(rows), *given, _of(source), _at(forms)), rows, len(starts))
+    return forms
 
 
 def permuted(positions: _Numbers, size: int, base: int, words: _Numbers) -> _Numbers:
