@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from ..parallel import TOKEN_AXES, Mesh
@@ -10,6 +11,7 @@ from .data import RunData
 from .metrics import Meter
 from .sequences import cut_batch
 
+_SLOWER = 10  # times as long as the first batch may take each other one
 _OTHER_ITEMS = ("pipeline", *TOKEN_AXES)
 
 
@@ -18,16 +20,18 @@ def evaluate(
     data: RunData,
     mesh: Mesh,
     metrics: tuple[str, ...],
-    progress: Callable[[], None] = lambda: None,
+    beat: Callable[[float], object] = lambda patience: None,
 ) -> dict[str, float]:
     """Loss and metrics over all held-out rows, each row once whatever the mesh. Collective; the same on all ranks.
 
-    progress: called after each batch.
+    beat: called after each batch with the seconds that the next one may take before it counts as a hang, as far as
+        this is more than the usual.
     """
     if data.test is None:
         return {}
     engine, task = assembly.engine, assembly.task
     meter = Meter(task, metrics, device=mesh.device)
+    began, patience = time.perf_counter(), 0.0
     for part in engine.parts:
         part.eval()
     try:
@@ -36,7 +40,8 @@ def evaluate(
             outputs = engine.forward(batch.columns, assembly.inputs)
             if outputs is not None:
                 meter.update(outputs, batch.columns, batch.valid)
-            progress()
+            patience = patience or _SLOWER * (time.perf_counter() - began)
+            beat(patience)
     finally:
         for part in engine.parts:
             part.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ..compression import Check
@@ -30,7 +31,6 @@ from .step import Steps
 
 _EXPECT_EFFECT_AFTER = 3  # steps after which a technique must show that it acts
 _SLOW_WORK = 600.0  # seconds that export or evaluation's first batch may take without being taken for a hang
-_SLOWER = 10  # times as long as the first may take each other batch of evaluation (parallel.timeout where that is more)
 
 
 class Trainer:
@@ -270,14 +270,8 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         self._beat(self.step, "evaluate", _SLOW_WORK)
         began = time.perf_counter()
-        patience = 0.0
-
-        def progress() -> None:
-            nonlocal patience
-            patience = patience or _SLOWER * (time.perf_counter() - began)
-            self._beat(self.step, "evaluate", patience)
-
-        metrics = evaluate(self.assembly, self.data, self.mesh, self.config.evaluate.metrics, progress)
+        beat = partial(self._beat, self.step, "evaluate")
+        metrics = evaluate(self.assembly, self.data, self.mesh, self.config.evaluate.metrics, beat)
         self.checks = self.assembly.chain.demand()
         self.logbook.evaluation(self.step, metrics, self.checks)
         if metrics and self.config.checkpoint.keep_best:
