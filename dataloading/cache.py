@@ -225,12 +225,14 @@ def _chosen(rows: int, share: float) -> np.ndarray | None:
 
 def _arena(source: Source, count: int, shared: str | None) -> tuple[np.ndarray, dict[str, Tensor]]:
     """A flag for each place, and the columns' memory."""
+    sizes = {name: bytes_of({name: info}, count) for name, info in source.columns.items()}
     if shared is None:
+        # numpy's memory, not torch's: it asks for huge pages, without which random rows take half as long again.
         kept = {
-            name: torch.empty((count, *info.shape), dtype=info.dtype) for name, info in source.columns.items()
+            name: torch.from_numpy(np.empty(sizes[name], np.uint8)).view(info.dtype).view(count, *info.shape)
+            for name, info in source.columns.items()
         }
         return np.zeros(max(count, 1), np.uint8), kept
-    sizes = {name: bytes_of({name: info}, count) for name, info in source.columns.items()}
     rounded = [-(-size // _ALIGNED) * _ALIGNED for size in (max(count, 1), *sizes.values())]
     memory = torch.from_numpy(node_memory(shared, sum(rounded)))  # filled with zeros
     begins = np.cumsum([0, *rounded]).tolist()
